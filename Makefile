@@ -1,0 +1,43 @@
+# Two commands are all it takes: `make demo` and `make test`. Each makes .venv, installs what is missing, and runs.
+# PYTHON=python3.12 chooses an interpreter; TORCH_INDEX=<url> an index with torch's CPU build, where the default
+# index would bring several GB of CUDA libraries along.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export HF_HUB_OFFLINE := 1
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint setup clean
+
+demo: setup
+	@$(BIN)/toggle-edge demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+setup: $(VENV)/installed
+	@scripts/system-packages
+
+$(VENV)/installed: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else "error: toggle-edge needs Python 3.11 or 3.12, got %d.%d; run make PYTHON=python3.11" % v)'
+	@echo "setting up $(VENV) (once; about 2 GB, 2 to 5 minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@# torch first: whatever else asks for it then finds this build instead of fetching another.
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements.txt)
+	@$(PIP) install -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@# The worker's wheels too, so that nothing is fetched while the demo or the tests run.
+	@$(BIN)/python -c 'from toggle_edge.fleet.environment import prefetch; prefetch()'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) toggle-edge-demo

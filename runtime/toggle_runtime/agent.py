@@ -1,0 +1,167 @@
+"""The agent's control plane: reads one request from stdin, does it, answers in JSON lines.
+
+Request: `{"protocol": 1, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
+`progress` events, then exactly one `result` or `error`. Standard library only; no model code is ever
+imported here, so a broken inference engine cannot keep the device from reporting that it is broken.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple, Type, TypeVar
+
+from toggle_runtime import PROTOCOL_VERSION, blobs, environments, facts, lease, records
+from toggle_runtime.plan import Plan
+from toggle_runtime.run import Collected, Run
+from toggle_runtime.spool import spool_of
+from toggle_runtime.wire import Heartbeat, RequestError, Wire
+
+MAX_REQUEST_BYTES = 16 << 20
+
+Request = Dict[str, Any]
+Value = TypeVar("Value")
+
+
+def serve(stdin: Optional[BinaryIO] = None) -> int:
+    """Answer one request. Returns 0 when an answer was given, even if it is an error event."""
+    # Read first: under sshd, stdin and stdout are one socket, and the wire makes it non-blocking. The size is
+    # limited so that garbage cannot exhaust a small device.
+    line = (stdin or sys.stdin.buffer).readline(MAX_REQUEST_BYTES)
+    wire = Wire.take_stdout()
+    # A closed SSH session must not end a run that is under way; its result is fetched later.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Heartbeat(wire):
+            event = _answer(line, wire)
+        wire.final(event)
+    finally:
+        wire.close()
+    return 0
+
+
+def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+    try:
+        request, command = _parse(line)
+        return dict(command(request, wire), event="result")
+    except RequestError as exc:
+        return {"event": "error", "kind": exc.kind, "message": str(exc)}
+    except records.RecordError as exc:
+        return {"event": "error", "kind": "request", "message": str(exc)}
+    except OSError as exc:
+        return {"event": "error", "kind": "system", "message": f"{type(exc).__name__}: {exc}"}
+    except Exception as exc:
+        # The protocol promises an answer even for our own mistakes; the trace goes to stderr.
+        traceback.print_exc()
+        return {"event": "error", "kind": "internal", "message": f"{type(exc).__name__}: {exc}"}
+
+
+def _parse(line: bytes) -> Tuple[Request, Callable[[Request, Wire], Dict[str, Any]]]:
+    try:
+        request = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise RequestError("request", f"expected one JSON object on stdin, got {line[:60]!r}: {exc}") from exc
+    if not isinstance(request, dict):
+        raise RequestError("request", f"expected one JSON object on stdin, got {line[:60]!r}")
+    if request.get("protocol") != PROTOCOL_VERSION:
+        raise RequestError(
+            "protocol",
+            f"this agent speaks protocol {PROTOCOL_VERSION}, the host {request.get('protocol')!r}; "
+            "upgrade the older side",
+        )
+    name = _field(request, "command", str)
+    if name not in COMMANDS:
+        raise RequestError("request", f"command: expected one of {sorted(COMMANDS)}, got {name!r}")
+    request["root"] = Path(_field(request, "root", str)).absolute()
+    return request, COMMANDS[name]
+
+
+def _facts(request: Request, wire: Wire) -> Dict[str, Any]:
+    return {"facts": facts.gather(request["root"])}
+
+
+def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
+    digests = [records.Blob(digest, 0).sha256 for digest in _field(request, "digests", list)]
+    return blobs.missing(request["root"], digests)
+
+
+def _commit(request: Request, wire: Wire) -> Dict[str, Any]:
+    wanted = [records.from_data(records.Blob, data) for data in _field(request, "blobs", list)]
+    return blobs.commit(request["root"], wanted)
+
+
+def _environment(request: Request, wire: Wire) -> Dict[str, Any]:
+    wheels = [records.from_data(environments.Wheel, data) for data in _field(request, "wheels", list)]
+    return {"path": str(environments.prepare(request["root"], _field(request, "id", str), wheels))}
+
+
+def _run(request: Request, wire: Wire) -> Dict[str, Any]:
+    root, run_id = request["root"], _field(request, "run_id", str)
+    owner, bundle = _field(request, "owner", str), records.Blob(_field(request, "bundle", str), 0).sha256
+    plan = records.from_data(Plan, _field(request, "plan", dict))
+    environment = environments.folder_of(root, _field(request, "environment", str))
+    if not environment.is_dir():
+        raise RequestError("environment", f"{environment} does not exist; send the command environment first")
+    spool = spool_of(root, run_id)
+    with lease.hold(root, owner, run_id):
+        if spool.folder.exists():
+            raise RequestError(
+                "run", f"run {run_id} exists already; fetch its record, or choose another run_id"
+            )
+        spool.folder.mkdir(parents=True)
+        spool.journal("lease", owner=owner, bundle=bundle)
+        return Run(root, run_id, bundle, environment, plan, spool, wire, Collected()).execute()
+
+
+def _abort(request: Request, wire: Wire) -> Dict[str, Any]:
+    holder = lease.holder(request["root"])
+    if holder.get("run_id") != _field(request, "run_id", str):
+        raise RequestError("unknown", f"run {request['run_id']} is not under way on this device")
+    os.kill(holder["pid"], signal.SIGTERM)
+    return {"run_id": request["run_id"]}
+
+
+def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
+    root, run_id = request["root"], _field(request, "run_id", str)
+    spool = spool_of(root, run_id)
+    if not spool.folder.is_dir():
+        raise RequestError("unknown", f"no run {run_id} on this device")
+    if not spool.record_path.is_file():
+        try:
+            with lease.hold(root, "fetch_record", run_id):
+                if not spool.record_path.is_file():
+                    _close_aborted(spool.last_step(), run_id, request)
+        except RequestError as exc:
+            raise RequestError("running", f"run {run_id} has no record yet: {exc}") from exc
+    text = spool.record_path.read_text(encoding="utf-8")
+    return spool.result(records.from_json(records.RunRecord, text))
+
+
+def _close_aborted(step: str, run_id: str, request: Request) -> None:
+    # The lease is free and there is no record: the agent of that run was killed, or the device restarted.
+    reason = f"the agent ended after step {step!r} without a record (killed, or the device restarted)"
+    spool_of(request["root"], run_id).keep(
+        records.RunRecord(
+            records.FORMAT_VERSION, run_id, _field(request, "bundle", str), records.ABORTED, reason
+        )
+    )
+
+
+def _field(request: Request, name: str, kind: Type[Value]) -> Value:
+    value = request.get(name)
+    if not isinstance(value, kind):
+        raise RequestError("request", f"{name}: expected {kind.__name__}, got {str(value)[:60]!r}")
+    return value
+
+
+COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
+    "abort": _abort,
+    "commit": _commit,
+    "environment": _environment,
+    "facts": _facts,
+    "fetch_record": _fetch_record,
+    "missing": _missing,
+    "run": _run,
+}

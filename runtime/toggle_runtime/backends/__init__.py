@@ -1,0 +1,17 @@
+"""One module per inference engine, found by the bundle's target. Imported by the worker only.
+
+A backend module has `open_model(folder, shape, graph, threads)` and, on what that returns,
+`generate(model, prompt, tokens)` and `outputs(model, batch)`.
+"""
+
+import importlib
+from typing import Any
+
+BACKENDS = {"onnx-cpu": "toggle_runtime.backends.onnx"}
+
+
+def backend_for(target: str) -> Any:
+    """The backend module of a target. Raises ValueError naming the known targets."""
+    if target not in BACKENDS:
+        raise ValueError(f"target: this agent runs {sorted(BACKENDS)}, the bundle is for {target!r}")
+    return importlib.import_module(BACKENDS[target])

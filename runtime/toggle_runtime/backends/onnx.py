@@ -1,0 +1,126 @@
+"""onnxruntime on the CPU: greedy generation over one shared KV buffer, and batched outputs for the signals."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from toggle_runtime.records import Generation, ModelShape
+
+GRAPH, SIGNALS_GRAPH = "model.onnx", "signals.onnx"
+PROVIDERS = ["CPUExecutionProvider"]
+
+onnxruntime.disable_telemetry_events()  # devices in the field call nobody
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An open session, the shape of its model, and how long it took to open, in nanoseconds."""
+
+    session: Any
+    shape: ModelShape
+    load_ns: int
+
+
+def open_model(folder: Path, shape: ModelShape, graph: str, threads: int) -> OnnxModel:
+    """Open `graph` of the artifact in `folder` with `threads` compute threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would burn the energy and the cores that the measurement is about.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    started = time.perf_counter_ns()
+    session = onnxruntime.InferenceSession(str(folder / graph), options, providers=PROVIDERS)
+    return OnnxModel(session, shape, time.perf_counter_ns() - started)
+
+
+def versions() -> Dict[str, str]:
+    """The engine and what it computes with, for the record."""
+    return {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+
+
+def provider(model: OnnxModel) -> str:
+    """The execution providers that the session really uses; onnxruntime falls back without a word."""
+    return ",".join(model.session.get_providers())
+
+
+def generate(model: OnnxModel, prompt: Sequence[int], tokens: int) -> Generation:
+    """Generate `tokens` tokens greedily after `prompt`; time each with a monotonic clock.
+
+    Past and present of every layer are bound to the same buffer, so a step copies nothing. The end token does
+    not stop a generation: every generation has the same length, so they can be compared.
+    """
+    shape = model.shape
+    capacity = len(prompt) + tokens
+    cache = _empty_cache(shape, capacity)
+    pending = np.array([list(prompt)], dtype=np.int64)
+    past, stamps = 0, [time.perf_counter_ns()]
+    for _ in range(tokens):
+        logits = _step(model, cache, pending, past)
+        past += pending.shape[1]
+        pending = logits[:, -1:].argmax(axis=-1).astype(np.int64)
+        stamps.append(time.perf_counter_ns())
+    intervals = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
+    return Generation(intervals[0], intervals[1:], len(prompt))
+
+
+def cached_logits(
+    model: OnnxModel, prompt: Sequence[int], continuation: Sequence[int]
+) -> NDArray[np.float32]:
+    """Logits of every position, the prompt in one prefill and the continuation token by token from the cache.
+
+    Returns `(len(prompt) + len(continuation)) x vocabulary`.
+    """
+    cache = _empty_cache(model.shape, len(prompt) + len(continuation))
+    rows = [_step(model, cache, np.array([list(prompt)], dtype=np.int64), 0)[0]]
+    for index, token in enumerate(continuation):
+        rows.append(_step(model, cache, np.array([[token]], dtype=np.int64), len(prompt) + index)[0])
+    return np.concatenate(rows)
+
+
+def outputs(
+    model: OnnxModel, batch: NDArray[np.int64]
+) -> Tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Outputs of the signals graph for `batch x tokens`: logits, attention `batch x layers x heads x tokens x
+    tokens`, and last hidden states. Rows may be padded on the right: attention is causal."""
+    shape = model.shape
+    empty = np.zeros((len(batch), shape.kv_heads, 0, shape.head_size), np.float32)
+    feed: Dict[str, NDArray[Any]] = {"input_ids": batch, "attention_mask": np.ones_like(batch)}
+    for layer in range(shape.layers):
+        feed[f"past_key_values.{layer}.key"] = empty
+        feed[f"past_key_values.{layer}.value"] = empty
+    attention = [f"signals.attention.{layer}" for layer in range(shape.layers)]
+    logits, hidden, *rows = model.session.run(["logits", "signals.hidden", *attention], feed)
+    return logits, np.stack(rows, axis=1), hidden
+
+
+def _empty_cache(shape: ModelShape, capacity: int) -> List[Tuple[str, str, Any]]:
+    size = (1, shape.kv_heads, capacity, shape.head_size)
+    return [
+        (
+            f"past_key_values.{layer}.{part}",
+            f"present.{layer}.{part}",
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, np.float32)),
+        )
+        for layer in range(shape.layers)
+        for part in ("key", "value")
+    ]
+
+
+def _step(
+    model: OnnxModel, cache: List[Tuple[str, str, Any]], tokens: NDArray[np.int64], past: int
+) -> NDArray[np.float32]:
+    binding = model.session.io_binding()
+    binding.bind_cpu_input("input_ids", tokens)
+    binding.bind_cpu_input("attention_mask", np.ones((1, past + tokens.shape[1]), np.int64))
+    binding.bind_output("logits", "cpu")
+    for past_name, present_name, buffer in cache:
+        binding.bind_ortvalue_input(past_name, buffer)
+        binding.bind_ortvalue_output(present_name, buffer)
+    model.session.run_with_iobinding(binding)
+    logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
+    return logits

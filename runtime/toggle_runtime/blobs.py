@@ -1,0 +1,109 @@
+"""The device's content-addressed store, and durable writes.
+
+Blobs arrive as `incoming/<digest>.part`, are verified, and are renamed into `blobs/sha256/<digest>`. Only
+verified content is ever found under a digest; a run verifies it again, since disks rot.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from toggle_runtime.records import Blob
+
+_CHUNK = 1 << 20
+
+
+def blob_path(root: Path, digest: str) -> Path:
+    return root / "blobs" / "sha256" / digest
+
+
+def part_path(root: Path, digest: str) -> Path:
+    return root / "incoming" / f"{digest}.part"
+
+
+def missing(root: Path, digests: List[str]) -> Dict[str, Any]:
+    """Which of `digests` are not stored, and how many bytes of each have already arrived."""
+    (root / "incoming").mkdir(parents=True, exist_ok=True)
+    absent = [digest for digest in digests if not blob_path(root, digest).is_file()]
+    parts = {digest: part_path(root, digest) for digest in absent}
+    partial = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
+    return {"missing": absent, "partial": partial}
+
+
+def commit(root: Path, blobs: List[Blob]) -> Dict[str, Any]:
+    """Verify each incoming part and publish it. A part that does not match is deleted and `refused`."""
+    (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    committed, refused = [], []
+    for blob in blobs:
+        part, final = part_path(root, blob.sha256), blob_path(root, blob.sha256)
+        if not part.exists() and mismatch(final, blob) is None:
+            committed.append(blob.sha256)
+            continue
+        problem = mismatch(part, blob)
+        if problem is not None:
+            if part.exists():
+                part.unlink()
+            refused.append({"sha256": blob.sha256, "message": problem})
+            continue
+        sync_file(part)
+        part.chmod(0o444)  # runs hard-link blobs, and a run must not change what others share
+        part.replace(final)
+        committed.append(blob.sha256)
+    sync_folder(root / "blobs" / "sha256")
+    return {"committed": committed, "refused": refused}
+
+
+def blob_of(path: Path) -> Blob:
+    """Digest and size of a file. Raises OSError."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(_CHUNK), b""):
+            digest.update(chunk)
+            size += len(chunk)
+    return Blob(digest.hexdigest(), size)
+
+
+def mismatch(path: Path, blob: Blob) -> Optional[str]:
+    """None when the file at `path` is exactly `blob`; otherwise what was expected and what is there."""
+    expected = f"expected sha256 {blob.sha256} ({blob.size} bytes)"
+    try:
+        size = path.stat().st_size
+        if size != blob.size:
+            return f"{expected}, got {size} bytes"
+        found = blob_of(path)
+    except OSError as exc:
+        return f"{expected}, got no readable file: {exc.strerror}"
+    return None if found == blob else f"{expected}, got sha256 {found.sha256}"
+
+
+def place(source: Path, target: Path) -> None:
+    """Hard-link `source` to `target`, or copy it where links are denied (FAT, Android's shared storage)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace the file at `path` so that a power cut leaves either the old content or the new."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+sync_folder = sync_file  # a folder is synced like a file, through a read-only descriptor

@@ -1,0 +1,96 @@
+"""What the control plane can say about its device, from the standard library and `/proc` and `/sys` alone.
+
+A value that cannot be read says `unavailable: why`; it is never guessed.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from toggle_runtime import PROTOCOL_VERSION, __version__
+
+_CPU = "/sys/devices/system/cpu"
+
+
+def gather(root: Path) -> Dict[str, Any]:
+    """Facts about interpreter and machine; free bytes are those of the file system that holds `root`."""
+    libc, libc_version = platform.libc_ver()
+    facts: Dict[str, Any] = {
+        "agent_version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "machine": platform.machine(),
+        "libc": libc,
+        "libc_version": libc_version,
+        "system": platform.system(),
+        "release": platform.release(),
+        "hostname": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "free_disk_bytes": shutil.disk_usage(_existing(root)).free,
+        "conditions": conditions(),
+    }
+    modules = foreign_modules()
+    if modules is not None:
+        facts["modules"] = modules
+    return facts
+
+
+def foreign_modules() -> Optional[List[str]]:
+    """Imported top-level modules that are neither standard library nor this package.
+
+    None where the interpreter (before 3.10) cannot name its standard library.
+    """
+    known = getattr(sys, "stdlib_module_names", None)
+    if known is None:
+        return None
+    names = {name.partition(".")[0] for name in sys.modules}
+    return sorted(names - set(known) - {"toggle_runtime", "__main__"})
+
+
+def conditions() -> Dict[str, str]:
+    """What could spoil a measurement, now: governor, frequency, load, temperature, throttling."""
+    return {
+        "governor": _read(f"{_CPU}/cpu0/cpufreq/scaling_governor"),
+        "frequency_khz": _read(f"{_CPU}/cpu0/cpufreq/scaling_cur_freq"),
+        "load_average": " ".join(_read("/proc/loadavg").split()[:3]),
+        "temperature_millicelsius": _hottest(),
+        "throttle_count": _read(f"{_CPU}/cpu0/thermal_throttle/package_throttle_count"),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it (x86), or its part number (ARM)."""
+    text = _read("/proc/cpuinfo")
+    for key in ("model name", "Model", "CPU part"):
+        for line in text.splitlines():
+            if line.partition(":")[0].strip() == key:
+                return line.partition(":")[2].strip()
+    return text if text.startswith("unavailable") else "unavailable: no model in /proc/cpuinfo"
+
+
+def _hottest() -> str:
+    readings = []
+    for path in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
+        text = _read(str(path))
+        if text.lstrip("-").isdigit():
+            readings.append(int(text))
+    return str(max(readings)) if readings else "unavailable: no readable thermal zone"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as exc:
+        return f"unavailable: {path}: {exc.strerror}"
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

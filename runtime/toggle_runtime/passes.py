@@ -1,0 +1,156 @@
+"""The passes of a run: verify, latency, memory, energy. Each runs in a worker of its own.
+
+One measurement must not disturb another: the latency pass computes no signals, the memory pass starts fresh, and
+no pass reads a sensor while it is being timed.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+
+import numpy as np
+
+from toggle_runtime import signals, verdicts
+from toggle_runtime.backends import backend_for
+from toggle_runtime.meters import memory
+from toggle_runtime.records import LatencySample, Manifest, MemorySample, from_data
+from toggle_runtime.signals import Outputs, Trace
+
+Progress = Callable[..., None]
+
+BATCH, REPEATED_BATCH = 8, 3
+"""Probes per forward pass of the run and of its repetition: the noise floor is what batching and threads change."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens, where the continuation starts, and the steps that predict the gold answer."""
+
+    tokens: List[int]
+    prompt_tokens: int
+    answer_steps: List[int]
+
+
+def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Signals on every probe, twice, and the verdicts they lead to. Writes `traces.npz` into the output folder."""
+    manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    backend = backend_for(manifest.target)
+    probes = _read_probes(bundle / "probes" / "probes.json")
+    baseline = signals.read_outputs(bundle / "probes" / "baseline.npz")
+    if len(baseline) != len(probes):
+        raise ValueError(f"probes: expected a baseline for each of {len(probes)} probes, got {len(baseline)}")
+    threads = int(request["threads"])
+    other_threads = 2 if threads == 1 else 1
+    runs = []
+    for label, batch, count in (("verify", BATCH, threads), ("repeat", REPEATED_BATCH, other_threads)):
+        model = backend.open_model(bundle / "artifact", manifest.model, backend.SIGNALS_GRAPH, count)
+        runs.append(_traces(backend, model, probes, baseline, batch, functools.partial(progress, step=label)))
+    traces, repeated = runs
+    floor = verdicts.noise_floor(manifest.specification, traces, repeated)
+    signals.write_traces(Path(request["output"]) / "traces.npz", traces, repeated)
+    modes = verdicts.judge(manifest.specification, traces, floor)
+    environment = {**backend.versions(), "execution_provider": backend.provider(model)}
+    return {
+        "modes": [dataclasses.asdict(mode) for mode in modes],
+        "noise_floor": floor,
+        "traces": "traces.npz",
+        "environment": environment,
+    }
+
+
+def latency(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Load, then warm-ups and generations, every token timed."""
+    backend, model, prompts = _opened(request)
+    warmups, wanted = int(request["warmups"]), int(request["generations"])
+    generations = []
+    for index in range(warmups + wanted):
+        generation = backend.generate(model, prompts[index % len(prompts)], int(request["tokens"]))
+        generations.append(dataclasses.replace(generation, warmup=index < warmups))
+        progress(done=index + 1, of=warmups + wanted)
+    return {"sample": dataclasses.asdict(LatencySample(model.load_ns, generations))}
+
+
+def memory_peak(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Load and generate once, then read the peak of this fresh process."""
+    backend, model, prompts = _opened(request)
+    backend.generate(model, prompts[0], int(request["tokens"]))
+    progress(done=1, of=1)
+    sample: MemorySample = memory.peak_of_this_process()
+    return {"sample": dataclasses.asdict(sample)}
+
+
+def energy(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Generate for `seconds`; the control plane reads the meter meanwhile. Says when the model is loaded."""
+    backend, model, prompts = _opened(request)
+    backend.generate(model, prompts[0], int(request["tokens"]))
+    progress(step="loaded")
+    started, tokens, index = time.monotonic(), 0, 0
+    while time.monotonic() - started < float(request["seconds"]):
+        backend.generate(model, prompts[index % len(prompts)], int(request["tokens"]))
+        tokens += int(request["tokens"])
+        index += 1
+    return {"tokens": tokens}
+
+
+PASSES: Dict[str, Callable[[Mapping[str, Any], Progress], Dict[str, Any]]] = {
+    "verify": verify,
+    "latency": latency,
+    "memory": memory_peak,
+    "energy": energy,
+}
+
+
+def _manifest_of(request: Mapping[str, Any]) -> Manifest:
+    return from_data(Manifest, request["manifest"])
+
+
+def _opened(request: Mapping[str, Any]) -> Tuple[Any, Any, List[List[int]]]:
+    manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    backend = backend_for(manifest.target)
+    model = backend.open_model(bundle / "artifact", manifest.model, backend.GRAPH, int(request["threads"]))
+    probes = _read_probes(bundle / "probes" / "probes.json")
+    room = manifest.model.context_tokens - int(request["tokens"])
+    prompts = [probe.tokens[: min(probe.prompt_tokens, room)] for probe in probes]
+    if room < 1 or not prompts:
+        raise ValueError(
+            f"generation: {request['tokens']} tokens do not fit a context of {room} beside a prompt"
+        )
+    return backend, model, prompts
+
+
+def _read_probes(path: Path) -> List[Probe]:
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return [Probe(entry["tokens"], entry["prompt_tokens"], entry["answer_steps"]) for entry in entries]
+
+
+def _traces(
+    backend: Any,
+    model: Any,
+    probes: Sequence[Probe],
+    baseline: Sequence[Outputs],
+    batch: int,
+    progress: Progress,
+) -> List[Trace]:
+    traces: List[Trace] = []
+    for start in range(0, len(probes), batch):
+        part = probes[start : start + batch]
+        longest = max(len(probe.tokens) for probe in part) - 1
+        # Padded on the right: attention is causal, so nothing that is read can see the padding.
+        rows = [probe.tokens[:-1] + [0] * (longest - len(probe.tokens) + 1) for probe in part]
+        logits, attention, hidden = backend.outputs(model, np.array(rows, dtype=np.int64))
+        for row, probe in enumerate(part):
+            reference = baseline[len(traces)]
+            steps = slice(probe.prompt_tokens - 1, len(probe.tokens) - 1)
+            # Keys past the probe's own end are masked in both; beyond the shorter of the two all are zero.
+            keys = len(probe.tokens) - 1
+            candidate = Outputs(logits[row, steps], attention[row, :, :, steps, :keys], hidden[row, steps])
+            trimmed = Outputs(reference.logits, reference.attention[..., :keys], reference.hidden)
+            gold = np.array(probe.tokens[probe.prompt_tokens :], dtype=np.int64)
+            answer = np.isin(np.arange(len(gold)), probe.answer_steps)
+            traces.append(signals.trace_of(trimmed, candidate, gold, answer))
+        progress(done=len(traces), of=len(probes))
+    return traces

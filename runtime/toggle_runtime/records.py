@@ -1,0 +1,350 @@
+"""The wire contract between host and device: what a bundle says, and what a run brings home.
+
+Records are frozen values; `to_json` and `from_json` are the only way in and out. A reader takes nothing on
+trust: an unknown version, an unknown or missing key, a wrong type, a NaN or an infinity raises `RecordError`
+with the path of the offending field. Standard library only, Python 3.8.
+
+Signs and units: robustness `>= 0` is satisfied; every quantity carries its unit in its name or in `unit`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Type, TypeVar, Union, get_type_hints
+
+FORMAT_VERSION = 1
+"""Version of the manifest and of the run record. A reader refuses every other."""
+
+SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNSET"
+PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
+OK, UNAVAILABLE = "ok", "unavailable"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+Record = TypeVar("Record")
+
+
+class RecordError(ValueError):
+    """A record is not what the format says: the message holds the field's path, what was expected, what came."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One content-addressed file: lower-case hex SHA-256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.sha256):
+            raise RecordError(f"sha256: expected 64 lower-case hex digits, got {self.sha256!r}")
+        if self.size < 0:
+            raise RecordError(f"size: expected bytes >= 0, got {self.size}")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a backend must know to run the graph: counts, and the token that ends a text (None: there is none)."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    context_tokens: int
+    end_token: Optional[int]
+
+
+@dataclass(frozen=True)
+class ModeSpecification:
+    """What one mode asks for: formulas by property, share of probes that must satisfy them, AvgPP in percent."""
+
+    properties: Dict[str, str]
+    coverage: float
+    avgpp: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The index of a bundle.
+
+    `files` maps each path of the run folder to its blob. `config` maps each layer to its format's text.
+    `probe_bytes` is what the probes and their baseline traces weigh. A bundle's digest is the SHA-256 of the
+    manifest's bytes, so it names everything the bundle holds.
+    """
+
+    version: int
+    target: str
+    config: Dict[str, str]
+    model: ModelShape
+    specification: Dict[str, ModeSpecification]
+    default_mode: str
+    files: Dict[str, Blob]
+    probe_bytes: int
+    environment: Dict[str, str]
+
+    def __post_init__(self) -> None:
+        _require_version(self.version, "manifest")
+        for path in self.files:
+            check_path(path)
+        if self.default_mode not in self.specification:
+            raise RecordError(
+                f"default_mode: expected one of {sorted(self.specification)}, got {self.default_mode!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Argmin:
+    """Where a robustness was attained. `layer` is None for a signal that is not computed per layer."""
+
+    probe: int
+    step: int
+    layer: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One property, judged over all probes at the mode's coverage.
+
+    `robustness` is the least robustness among the best `required` probes (at coverage 1.0: among all), and
+    `argmin` the place that attains it; `worst` is the least over all probes. UNSET has a reason and no
+    robustness, and never counts as satisfied.
+    """
+
+    property: str
+    verdict: str
+    robustness: Optional[float] = None
+    argmin: Optional[Argmin] = None
+    worst: Optional[float] = None
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many probes satisfy every property at once, of how many, and how many the mode requires."""
+
+    satisfied: int
+    probes: int
+    required: int
+
+
+@dataclass(frozen=True)
+class ModeVerdict:
+    """A bundle judged under one mode: the whole specification's verdict, and each property's.
+
+    `avgpp` is in percent, None when any signal it needs is missing. `robustness` is the joint one: the least,
+    over the best `coverage.required` probes, of the minimum over properties.
+    """
+
+    mode: str
+    verdict: str
+    robustness: Optional[float]
+    coverage: Coverage
+    avgpp: Optional[float]
+    verdicts: List[Verdict]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation: nanoseconds to the first token, then of every later token. Warm-ups are kept, flagged."""
+
+    first_token_ns: int
+    token_ns: List[int]
+    prompt_tokens: int
+    warmup: bool = False
+
+
+@dataclass(frozen=True)
+class LatencySample:
+    """One worker process: nanoseconds to load the model, then its generations in order."""
+
+    load_ns: int
+    generations: List[Generation]
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """One worker process: peak resident bytes, how it was read; `peak_bytes` None with a reason if it was not."""
+
+    peak_bytes: Optional[int]
+    method: str
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class EnergySample:
+    """One energy window. Millijoules and seconds; all None with a reason where no meter could be read.
+
+    `idle_mw` is the mean power before and after the window; `scope` is what the meter covers (package, module).
+    """
+
+    gross_mj: Optional[float]
+    idle_mw: Optional[float]
+    window_s: Optional[float]
+    tokens: int
+    method: str
+    scope: Optional[str] = None
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that one run of one bundle on one device brings home. Raw samples, not summaries: the host computes
+    intervals, so that a record can be judged again by a better method.
+
+    `traces` is the blob of the signal traces (a NumPy `.npz`), from which the host certifies `modes` again.
+    `noise_floor` is, per property, the largest change of a probe's robustness when the same artifact ran again
+    with another batch size and thread count.
+    """
+
+    version: int
+    run_id: str
+    bundle: str
+    outcome: str
+    reason: Optional[str] = None
+    modes: List[ModeVerdict] = field(default_factory=list)
+    noise_floor: Dict[str, float] = field(default_factory=dict)
+    latency: List[LatencySample] = field(default_factory=list)
+    memory: Optional[MemorySample] = None
+    energy: Optional[EnergySample] = None
+    traces: Optional[Blob] = None
+    conditions: Dict[str, str] = field(default_factory=dict)
+    environment: Dict[str, str] = field(default_factory=dict)
+    modules: List[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require_version(self.version, "run record")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured number with its pedigree. Without a `value` the `status` is not ok and `reason` says why."""
+
+    value: Optional[float]
+    unit: str
+    method: str
+    n: int
+    ci95: Optional[List[float]] = None
+    status: str = OK
+    reason: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (self.status == OK):
+            raise RecordError(f"measurement: status {self.status!r} does not fit value {self.value!r}")
+        if self.status != OK and not self.reason:
+            raise RecordError(f"measurement: status {self.status!r} needs a reason")
+
+
+def unavailable(unit: str, method: str, reason: str) -> Measurement:
+    """A quantity that could not be measured, and why."""
+    return Measurement(None, unit, method, 0, None, UNAVAILABLE, reason)
+
+
+def to_json(record: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN. Equal records give equal bytes.
+
+    Raises RecordError when a number is not finite.
+    """
+    try:
+        return json.dumps(
+            dataclasses.asdict(record),
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
+            ensure_ascii=False,
+        )
+    except ValueError as exc:
+        raise RecordError(f"{type(record).__name__}: expected finite numbers: {exc}") from exc
+
+
+def from_json(kind: Type[Record], text: str) -> Record:
+    """Read one record strictly. Raises RecordError on malformed JSON or any field that does not fit."""
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise RecordError(f"{kind.__name__}: expected JSON, got {text[:60]!r}: {exc}") from exc
+    return from_data(kind, data)
+
+
+def from_data(kind: Type[Record], data: Any) -> Record:
+    """Like `from_json`, from already parsed JSON."""
+    decoded: Record = _decode(kind, data, kind.__name__)
+    return decoded
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, as a bundle's name is made from its manifest."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def check_path(path: str) -> str:
+    """Return `path` if it stays inside the bundle: relative, `/`-separated, plain names, no `..`.
+
+    Raises RecordError otherwise: a manifest comes over the wire, and a path from it is written to disk.
+    """
+    if len(path) > 240 or not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
+        raise RecordError(f"path: expected a relative path of plain names inside the bundle, got {path!r}")
+    return path
+
+
+def _require_version(version: int, what: str) -> None:
+    if version != FORMAT_VERSION:
+        raise RecordError(
+            f"{what} version: this side reads {FORMAT_VERSION}, got {version!r}; upgrade the older side"
+        )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _decode(kind: Any, data: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, data, path)
+    origin: Any = getattr(kind, "__origin__", None)
+    arguments: Any = getattr(kind, "__args__", ())
+    if origin is Union:  # Optional[X]: the only union in this module
+        return None if data is None else _decode(arguments[0], data, path)
+    if origin is list:
+        _expect(isinstance(data, list), "a list", data, path)
+        return [_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(data)]
+    if origin is dict:
+        _expect(isinstance(data, dict), "an object", data, path)
+        return {key: _decode(arguments[1], value, f"{path}.{key}") for key, value in data.items()}
+    if kind is float:
+        _expect(isinstance(data, (int, float)) and not isinstance(data, bool), "a number", data, path)
+        _expect(math.isfinite(data), "a finite number", data, path)
+        return float(data)
+    _expect(
+        isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), kind.__name__, data, path
+    )
+    return data
+
+
+def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
+    _expect(isinstance(data, dict), "an object", data, path)
+    # The version first: an unknown version explains every other difference.
+    if "version" in data:
+        _require_version(data["version"], path)
+    hints = get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise RecordError(f"{path}: unknown key {unknown[0]!r}; known: {sorted(hints)}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in data
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RecordError(f"{path}: missing key {missing[0]!r}")
+    return kind(**{key: _decode(hints[key], value, f"{path}.{key}") for key, value in data.items()})
+
+
+def _expect(condition: bool, wanted: str, data: Any, path: str) -> None:
+    if not condition:
+        raise RecordError(f"{path}: expected {wanted}, got {str(data)[:60]!r} ({type(data).__name__})")

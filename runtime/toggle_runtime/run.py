@@ -1,0 +1,281 @@
+"""One run: a bundle, verified blob by blob, measured pass by pass in fresh processes, and its record."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
+
+from toggle_runtime import meters, records
+from toggle_runtime.blobs import blob_of, blob_path, mismatch, place
+from toggle_runtime.facts import conditions, cpu_model
+from toggle_runtime.meters.sampler import Mark, Sampler, power_mw
+from toggle_runtime.plan import (
+    LOADED,
+    EnergyResult,
+    LatencyResult,
+    MemoryResult,
+    Plan,
+    VerifyResult,
+)
+from toggle_runtime.records import EnergySample, LatencySample, Manifest, MemorySample, ModeVerdict
+from toggle_runtime.spool import Spool
+from toggle_runtime.supervise import Event, WorkerError, run_worker
+from toggle_runtime.wire import Wire
+
+Result = TypeVar("Result")
+
+
+class AbortedError(Exception):
+    """Somebody asked for the end of this run."""
+
+
+@dataclass
+class Collected:
+    """The fields of the record as they come in."""
+
+    modes: List[ModeVerdict] = field(default_factory=list)
+    noise_floor: Dict[str, float] = field(default_factory=dict)
+    latency: List[LatencySample] = field(default_factory=list)
+    memory: Optional[MemorySample] = None
+    energy: Optional[EnergySample] = None
+    traces: Optional[records.Blob] = None
+    environment: Dict[str, str] = field(default_factory=dict)
+    modules: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the steps of one run share. `environment` is the worker environment's folder."""
+
+    root: Path
+    run_id: str
+    bundle: str
+    environment: Path
+    plan: Plan
+    spool: Spool
+    wire: Wire
+    collected: Collected
+
+    def execute(self) -> Dict[str, Any]:
+        """Go through all steps; whatever happens, a record is kept. Returns the result event."""
+        before = conditions()
+        signal.signal(signal.SIGTERM, _raise_aborted)
+        outcome, reason = records.ERROR, None  # type: str, Optional[str]
+        try:
+            manifest = self._verified_manifest()
+            self._materialise(manifest)
+            for name in self.plan.passes:
+                self.wire.progress(step="started", **{"pass": name})
+                PASSES[name](self, manifest)
+            outcome, reason = _judge(manifest, self.collected)
+        except WorkerError as exc:
+            outcome, reason = exc.outcome, str(exc)
+        except AbortedError:
+            outcome, reason = records.ABORTED, "the run was aborted by request"
+        except (ValueError, OSError) as exc:
+            reason = str(exc)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to abort: the record is being written
+            shutil.rmtree(self.spool.bundle, ignore_errors=True)
+        record = records.RunRecord(
+            version=records.FORMAT_VERSION,
+            run_id=self.run_id,
+            bundle=self.bundle,
+            outcome=outcome,
+            reason=reason,
+            conditions=_conditions(before),
+            **vars(self.collected),
+        )
+        return self.spool.keep(record)
+
+    def _verified_manifest(self) -> Manifest:
+        path = blob_path(self.root, self.bundle)
+        found = blob_of(path)
+        if found.sha256 != self.bundle:
+            _discard(path)
+            raise records.RecordError(
+                f"digest: manifest: expected sha256 {self.bundle}, got {found.sha256}; deploy again"
+            )
+        manifest = records.from_json(Manifest, path.read_text(encoding="utf-8"))
+        for name, blob in sorted(manifest.files.items()):
+            problem = mismatch(blob_path(self.root, blob.sha256), blob)
+            if problem is not None:
+                # The next deployment sends again what the store does not hold.
+                _discard(blob_path(self.root, blob.sha256))
+                raise records.RecordError(f"digest: file {name}: {problem}; nothing was run, deploy again")
+        self.spool.journal("verified", files=len(manifest.files))
+        return manifest
+
+    def _materialise(self, manifest: Manifest) -> None:
+        for name, blob in manifest.files.items():
+            place(blob_path(self.root, blob.sha256), self.spool.bundle / name)
+        self.spool.journal("materialised")
+
+    def worker(
+        self,
+        name: str,
+        manifest: Manifest,
+        kind: Type[Result],
+        on_event: Callable[[Event], None] = lambda event: None,
+        **more: Any,
+    ) -> Result:
+        """Run one worker process of the pass `name`; return its answer, checked. Raises WorkerError."""
+        plan, output = self.plan, self.spool.output
+        output.mkdir(exist_ok=True)
+        request = dict(
+            more,
+            environment=str(self.environment),
+            bundle=str(self.spool.bundle),
+            manifest=dataclasses.asdict(manifest),
+            output=str(output),
+            threads=plan.threads,
+            generations=plan.generations,
+            warmups=plan.warmups,
+            tokens=plan.tokens,
+        )
+        request["pass"] = name
+
+        def tell(event: Event) -> None:
+            on_event(event)
+            if event["event"] == "progress":
+                shown = {k: v for k, v in event.items() if k in ("step", "done", "of")}
+                self.wire.progress(**dict(shown, **{"pass": name}))
+
+        try:
+            answer = run_worker(
+                [sys.executable, "-I", "-S", str(Path(sys.argv[0]).absolute()), "worker", str(os.getpid())],
+                request,
+                self.spool.folder,
+                _worker_environment(plan.threads),
+                plan.pass_timeout_s,
+                tell,
+                lambda pid: self.spool.journal("spawn", **{"pass": name, "pid": pid}),
+            )
+            data = {key: value for key, value in answer.items() if key != "event"}
+            result = records.from_data(kind, data)
+        except WorkerError as exc:
+            raise WorkerError(exc.outcome, f"pass {name}: {exc}") from exc
+        except records.RecordError as exc:
+            raise WorkerError(records.ERROR, f"pass {name}: the worker's answer: {exc}") from exc
+        self.spool.journal("exit", **{"pass": name})
+        return result
+
+
+def _verify(run: Run, manifest: Manifest) -> None:
+    result = run.worker("verify", manifest, VerifyResult)
+    source = run.spool.output / records.check_path(result.traces)
+    if source.is_symlink() or not source.is_file():
+        raise WorkerError(records.ERROR, f"pass verify: expected the traces in {result.traces}: no such file")
+    source.replace(run.spool.traces_path)
+    collected = run.collected
+    collected.modes, collected.noise_floor = result.modes, result.noise_floor
+    collected.modules, collected.environment = result.modules, result.environment
+    collected.traces = blob_of(run.spool.traces_path)
+
+
+def _latency(run: Run, manifest: Manifest) -> None:
+    for restart in range(run.plan.restarts):
+        run.wire.progress(step="restart", done=restart, of=run.plan.restarts, **{"pass": "latency"})
+        run.collected.latency.append(run.worker("latency", manifest, LatencyResult).sample)
+
+
+def _memory(run: Run, manifest: Manifest) -> None:
+    run.collected.memory = run.worker("memory", manifest, MemoryResult).sample
+
+
+def _energy(run: Run, manifest: Manifest) -> None:
+    meter, reason = meters.find_energy()
+    if meter is None:
+        run.collected.energy = EnergySample(None, None, None, 0, "none", None, reason)
+        return
+    marks: Dict[str, Optional[Mark]] = {}
+
+    def border(event: Event) -> None:
+        if event["event"] == "result":
+            marks["end"] = sampler.mark()
+        elif event.get("step") == LOADED and "start" not in marks:
+            marks["start"] = sampler.mark()
+
+    with Sampler(meter.Counter()) as sampler:
+        idle = [_idle_mw(sampler, run.plan.idle_s)]
+        result = run.worker(
+            "energy", manifest, EnergyResult, on_event=border, seconds=run.plan.energy_window_s
+        )
+        idle.append(_idle_mw(sampler, run.plan.idle_s))
+    start, end = marks.get("start"), marks.get("end")
+    if sampler.gap is None and "start" not in marks:
+        sampler.gap = f"the worker did not say when it began ({LOADED!r})"
+    if sampler.gap is None and result.tokens <= 0:
+        sampler.gap = "the worker generated no token in the window"
+    if sampler.gap is not None or start is None or end is None:
+        run.collected.energy = EnergySample(None, None, None, 0, meter.METHOD, meter.SCOPE, sampler.gap)
+        return
+    known = [power for power in idle if power is not None]
+    run.collected.energy = EnergySample(
+        gross_mj=end.energy_mj - start.energy_mj,
+        idle_mw=sum(known) / len(known) if known else None,
+        window_s=end.at_s - start.at_s,
+        tokens=result.tokens,
+        method=meter.METHOD,
+        scope=meter.SCOPE,
+        reason=None if known else "idle power was not asked for",
+    )
+
+
+PASSES: Dict[str, Callable[[Run, Manifest], None]] = {
+    "verify": _verify,
+    "latency": _latency,
+    "memory": _memory,
+    "energy": _energy,
+}
+
+
+def _raise_aborted(*_: object) -> None:
+    raise AbortedError
+
+
+def _idle_mw(sampler: Sampler, seconds: float) -> Optional[float]:
+    start = sampler.mark()
+    time.sleep(seconds)
+    end = sampler.mark()
+    return None if start is None or end is None or seconds == 0 else power_mw(start, end)
+
+
+def _judge(manifest: Manifest, collected: Collected) -> "tuple[str, Optional[str]]":
+    """Outcome and reason: the default mode's verdict, if a verdict was asked for."""
+    if collected.traces is None:
+        return records.PASS, "measured only: the plan has no verify pass"
+    for mode in collected.modes:
+        if mode.mode == manifest.default_mode:
+            if mode.verdict in (records.SATISFIED, records.MARGINAL):
+                return records.PASS, None
+            if mode.verdict == records.VIOLATED:
+                return records.FAIL, f"mode {mode.mode} is violated"
+            reasons = [f"{v.property}: {v.reason}" for v in mode.verdicts if v.reason]
+            return (
+                records.ERROR,
+                f"mode {mode.mode} is {mode.verdict}: {'; '.join(reasons) or 'no reason given'}",
+            )
+    return records.ERROR, f"the worker did not judge the default mode {manifest.default_mode!r}"
+
+
+def _conditions(before: Dict[str, str]) -> Dict[str, str]:
+    joined = {"cpu_model": cpu_model()}
+    for key, value in conditions().items():
+        joined[f"{key}_before"], joined[f"{key}_after"] = before[key], value
+    return joined
+
+
+def _worker_environment(threads: int) -> Dict[str, str]:
+    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
+    return dict(kept, ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS=str(threads))
+
+
+def _discard(path: Path) -> None:
+    if path.exists():
+        path.unlink()

@@ -1,0 +1,94 @@
+"""A run's folder on the device: its journal while it goes, its record when it is done.
+
+Everything is on disk before it is told to anyone, so that a cut link, a killed agent or a power cut loses
+neither the results nor the knowledge of how far the run came.
+"""
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict
+
+from toggle_runtime import records
+from toggle_runtime.blobs import blob_of, write_durably
+from toggle_runtime.wire import RequestError
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True)
+class Spool:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "record.json"
+
+    @property
+    def traces_path(self) -> Path:
+        return self.folder / "traces.npz"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def journal(self, step: str, **fields: Any) -> None:
+        """Append one step, durably."""
+        entry = dict(fields, step=step, wall_s=time.time(), monotonic_s=time.monotonic())
+        with self.journal_path.open("ab") as stream:
+            stream.write((json.dumps(entry, sort_keys=True) + "\n").encode("utf-8"))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def last_step(self) -> str:
+        """The last step that was journalled whole, or `none`."""
+        last = "none"
+        try:
+            with self.journal_path.open(encoding="utf-8", errors="replace") as stream:
+                for line in stream:
+                    if line.endswith("}\n"):
+                        last = str(json.loads(line)["step"])
+        except (OSError, ValueError, KeyError):
+            return last
+        return last
+
+    def keep(self, record: records.RunRecord) -> Dict[str, Any]:
+        """Write the record durably and return the event that tells of it."""
+        write_durably(self.record_path, records.to_json(record).encode("utf-8"))
+        self.journal("record", outcome=record.outcome)
+        return self.result(record)
+
+    def result(self, record: records.RunRecord) -> Dict[str, Any]:
+        """The result event of a finished run: where its files are, and what they must hash to."""
+        kept = blob_of(self.record_path)
+        traces = record.traces
+        return {
+            "run_id": record.run_id,
+            "outcome": record.outcome,
+            "reason": record.reason,
+            "record": {"path": str(self.record_path), "sha256": kept.sha256, "size": kept.size},
+            "traces": traces
+            and {"path": str(self.traces_path), "sha256": traces.sha256, "size": traces.size},
+        }
+
+
+def spool_of(root: Path, run_id: str) -> Spool:
+    """Raises RequestError for a run id that is not a plain name."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise RequestError(
+            "request", f"run_id: expected up to 80 letters, digits, dots and dashes, got {run_id!r}"
+        )
+    return Spool(root / "runs" / run_id)

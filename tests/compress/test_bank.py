@@ -1,0 +1,52 @@
+"""Candidates are assembled from the bank; the baseline is never touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toggle_edge.compress.bank import LayerBank
+from toggle_edge.compress.quantise import dequantise
+from toggle_edge.config import FP16, Config, Format
+from toggle_edge.errors import ConfigError
+from toggle_edge.model.load import LanguageModel
+
+
+def names(model: LanguageModel) -> tuple[str, ...]:
+    return tuple(layer.name for layer in model.layers)
+
+
+def test_an_assembled_candidate_has_the_configs_weights_and_the_baseline_its_own(
+    tiny: LanguageModel, bank: LayerBank
+) -> None:
+    before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
+    config = Config.of({name: Format(2, 64) if "mlp" in name else FP16 for name in names(tiny)})
+    candidate = bank.assemble(config)
+    for name in names(tiny):
+        expected = dequantise(bank.layer(name, config[name]))
+        assert torch.equal(candidate.get_submodule(name).weight, expected)
+    for name, value in tiny.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_order_of_assembly_leaves_no_trace(tiny: LanguageModel) -> None:
+    low, high = (Config.uniform(names(tiny), fmt) for fmt in (Format(2, 64), Format(8, 64)))
+    bank = LayerBank(tiny)
+    bank.assemble(low)
+    again = {name: value.clone() for name, value in bank.assemble(high).state_dict().items()}
+    fresh = LayerBank(tiny).assemble(high).state_dict()
+    assert all(torch.equal(again[name], fresh[name]) for name in fresh)
+
+
+def test_a_tied_head_follows_the_embedding(tiny: LanguageModel, bank: LayerBank) -> None:
+    candidate = bank.assemble(Config.uniform(names(tiny), Format(2, 64)))
+    assert torch.equal(
+        candidate.get_submodule("lm_head").weight, candidate.get_submodule("model.embed_tokens").weight
+    )
+
+
+def test_a_config_for_other_layers_is_refused(tiny: LanguageModel, bank: LayerBank) -> None:
+    with pytest.raises(ConfigError, match="differs in"):
+        bank.assemble(Config.uniform((*names(tiny), "model.layers.9.mlp.up_proj"), FP16))
+    with pytest.raises(ConfigError, match="no layer"):
+        bank.layer("nonsense", FP16)

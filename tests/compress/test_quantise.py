@@ -1,0 +1,89 @@
+"""A compressed layer is its codes and scales; dequantising is one function that everybody shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toggle_edge.compress.quantise import dequantise, quantise
+from toggle_edge.config import FP16, Format
+from toggle_edge.errors import ConfigError
+
+integer_formats = st.builds(Format, st.sampled_from([2, 4, 8]), st.sampled_from([16, 32, 64]))
+
+
+def weights(rows: int, columns: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=30, deadline=None)
+@given(integer_formats, st.integers(1, 5), st.integers(1, 130), st.integers(0, 100))
+def test_every_weight_is_its_code_times_its_groups_scale(
+    fmt: Format, rows: int, columns: int, seed: int
+) -> None:
+    layer = quantise(weights(rows, columns, seed), fmt)
+    assert layer.scales is not None
+    restored = dequantise(layer)
+    assert restored.shape == (rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            group, place = divmod(column, fmt.group)
+            code = int(layer.codes[row, group, place])
+            assert 0 <= code < 2**fmt.bits
+            expected = (code - 2 ** (fmt.bits - 1)) * layer.scales[row, group]
+            assert restored[row, column] == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(integer_formats, st.integers(0, 100))
+def test_no_group_is_further_off_than_plain_rounding(fmt: Format, seed: int) -> None:
+    weight = weights(4, 64, seed)
+    grouped = weight.reshape(4, -1, min(fmt.group, 64))
+    half = 2 ** (fmt.bits - 1)
+    scale = grouped.abs().amax(-1, keepdim=True) / half
+    plain = (grouped / scale).round().clamp(-half, half - 1) * scale
+    ours = dequantise(quantise(weight, fmt)).reshape(grouped.shape)
+    assert bool(((ours - grouped).square().sum(-1) <= (plain - grouped).square().sum(-1) + 1e-9).all())
+
+
+def test_more_bits_and_smaller_groups_are_closer() -> None:
+    weight = weights(64, 256, 0)
+    errors = [
+        float((dequantise(quantise(weight, Format.parse(text))) - weight).square().mean())
+        for text in ("int2-g64", "int4-g64", "int4-g32", "int8-g64", "fp16")
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 5 * errors[1] > 25 * errors[3]
+
+
+def test_the_longer_side_of_the_range_goes_where_the_largest_weight_is() -> None:
+    # Only a negative scale can store +2 with two bits, whose codes stand for -2, -1, 0 and 1 scales.
+    weight = torch.tensor([[2.0, 1.0, 0.0, -1.0] * 4])
+    assert torch.equal(dequantise(quantise(weight, Format(2, 16))), weight)
+
+
+def test_a_group_of_zeros_stays_zero() -> None:
+    assert torch.equal(dequantise(quantise(torch.zeros(2, 32), Format(4, 32))), torch.zeros(2, 32))
+
+
+def test_fp16_keeps_half_precision_weights_exactly() -> None:
+    weight = weights(3, 7, 1).half().float()
+    assert torch.equal(dequantise(quantise(weight, FP16)), weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fmt", [FP16, Format(4, 32)])
+def test_a_damaged_weight_is_refused(value: float, fmt: Format) -> None:
+    weight = torch.zeros(2, 32)
+    weight[1, 3] = value
+    with pytest.raises(ConfigError, match="finite"):
+        quantise(weight, fmt)
+
+
+def test_a_weight_beyond_half_precision_is_refused_for_fp16_only() -> None:
+    weight = torch.full((1, 32), 1e6)
+    with pytest.raises(ConfigError, match="fp16's range"):
+        quantise(weight, FP16)
+    assert torch.allclose(dequantise(quantise(weight, Format(8, 32))), weight)

@@ -1,0 +1,345 @@
+"""A real sshd as the device: pinned keys, cut and stalled links, refusals, and a run that survives them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import Chaos
+from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel
+from toggle_runtime.blobs import blob_of
+
+from toggle_edge.errors import AgentError, HostKeyError, TransportError, TransportLostError
+from toggle_edge.fleet import agent_client, ssh
+from toggle_edge.fleet.agent_client import request
+from toggle_edge.fleet.deploy import run_bundle, ship
+from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
+from toggle_edge.fleet.transport import Transport, connect
+
+pytestmark = pytest.mark.skipif(sshd_path() is None, reason="no sshd on this machine: install openssh-server")
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackSshd]:
+    with LoopbackSshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def device(sshd: LoopbackSshd, tmp_path: Path) -> Device:
+    return dataclasses.replace(sshd.device, root=str(tmp_path / "device"))
+
+
+@pytest.fixture
+def transport(device: Device) -> Iterator[Transport]:
+    opened = connect(device)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> tuple[str, Path, int]:
+    """Four MiB that nothing compresses: digest, path, size."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(4 * MEBIBYTE))
+    return blob_of(path).sha256, path, 4 * MEBIBYTE
+
+
+def set_worker(monkeypatch: pytest.MonkeyPatch, worker: str) -> None:
+    archive = archive_with(worker)
+    monkeypatch.setattr(agent_client, "agent_archive", lambda: archive)
+
+
+def run(transport: Transport, command: list[str], stdin: bytes = b"", timeout_s: float = 20.0) -> Any:
+    lines: list[bytes] = []
+    completed = transport.run(command, stdin, lines.append, timeout_s)
+    return completed.status, lines, completed.stderr
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+class TestTransport:
+    def test_facts_come_over_ssh(self, transport: Transport, device: Device) -> None:
+        facts = request(transport, device, "facts")["facts"]
+        assert facts["modules"] == []
+        assert facts["cpus"] == os.cpu_count()
+        assert request(transport, device, "facts")["facts"]["hostname"] == facts["hostname"]
+
+    def test_arguments_arrive_as_they_are(self, transport: Transport) -> None:
+        tricky = ["a b", "'", '"', "$HOME", ";true", "*", ""]
+        assert run(transport, ["printf", "%s\\n", *tricky])[1] == [text.encode() for text in tricky]
+
+    def test_status_stdin_and_stderr(self, transport: Transport) -> None:
+        status, lines, stderr = run(transport, ["sh", "-c", "cat; echo oops >&2; exit 7"], b"one\ntwo")
+        assert (status, lines, stderr) == (7, [b"one", b"two"], "oops\n")
+
+    def test_a_flood_on_stderr_blocks_nothing(self, transport: Transport) -> None:
+        script = "head -c 5000000 /dev/zero | tr '\\0' x >&2; echo done"
+        status, lines, stderr = run(transport, ["sh", "-c", script])
+        assert (status, lines) == (0, [b"done"])
+        assert len(stderr) == 64 << 10
+
+    def test_a_killed_command_is_not_a_lost_link(self, transport: Transport) -> None:
+        assert run(transport, ["sh", "-c", "kill -9 $$"])[0] != 0
+        assert run(transport, ["true"])[0] == 0
+
+    def test_an_endless_line_is_refused(self, transport: Transport) -> None:
+        with pytest.raises(AgentError, match="lines of at most"):
+            run(transport, ["sh", "-c", "head -c 20000000 /dev/zero"])
+
+    def test_a_command_that_takes_too_long_is_given_up(self, transport: Transport) -> None:
+        with pytest.raises(TransportError, match=r"did not finish within 0.5 s"):
+            run(transport, ["sleep", "20"], timeout_s=0.5)
+
+    def test_files_go_there_and_back(
+        self, transport: Transport, device: Device, file: Any, tmp_path: Path
+    ) -> None:
+        seen: list[int] = []
+        transport.mkdirs(f"{device.root}/a/b")
+        transport.mkdirs(f"{device.root}/a/b")
+        remote = f"{device.root}/a/b/file"
+        assert transport.size(remote) is None
+        transport.upload(file[1], remote, 0, seen.append)
+        assert transport.size(remote) == file[2]
+        assert seen == sorted(seen)
+        assert seen[-1] == file[2]
+        transport.rename(remote, remote + "2")
+        transport.download(remote + "2", tmp_path / "back", file[2])
+        assert (tmp_path / "back").read_bytes() == file[1].read_bytes()
+
+    def test_a_file_larger_than_allowed_is_refused(
+        self, transport: Transport, file: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(TransportError, match=rf"at most 1000 bytes, got {file[2]}"):
+            transport.download(str(file[1]), tmp_path / "back", 1000)
+        assert not (tmp_path / "back").exists()
+        assert not (tmp_path / "back.part").exists()
+
+    def test_a_file_without_end_is_refused(self, transport: Transport, tmp_path: Path) -> None:
+        transport.download("/dev/zero", tmp_path / "back", 1000)  # its size is 0, and no more is read
+        assert (tmp_path / "back").read_bytes() == b""
+
+    def test_what_the_device_refuses_is_not_a_lost_link(
+        self, transport: Transport, file: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(TransportError, match="no such file") as caught:
+            transport.download("/no/such/file", tmp_path / "back", 1000)
+        assert not isinstance(caught.value, TransportLostError)
+        with pytest.raises(TransportError, match="is its disk full") as caught:
+            transport.upload(file[1], "/dev/full")
+        assert not isinstance(caught.value, TransportLostError)
+        assert run(transport, ["true"])[0] == 0
+
+
+class TestIdentity:
+    def test_a_changed_host_key_stops_before_anything_is_sent(
+        self, device: Device, sshd: LoopbackSshd
+    ) -> None:
+        before = sshd.log.count("Connection closed by authenticating") + sshd.log.count("Accepted publickey")
+        with pytest.raises(HostKeyError, match=r"expected host key SHA256:AAAA.*got ssh-ed25519 SHA256:"):
+            connect(dataclasses.replace(device, host_key="SHA256:" + "A" * 43))
+        time.sleep(0.2)
+        after = sshd.log.count("Connection closed by authenticating") + sshd.log.count("Accepted publickey")
+        assert after == before
+        assert not Path(device.root).exists()
+
+    def test_an_unknown_client_key_is_refused(self, device: Device, tmp_path: Path) -> None:
+        from toggle_edge.fleet.sshd import write_key
+
+        write_key(tmp_path / "stranger")
+        with pytest.raises(TransportError, match="refused the key") as caught:
+            connect(dataclasses.replace(device, identity=str(tmp_path / "stranger")))
+        assert not isinstance(caught.value, TransportLostError)
+
+    def test_an_unreadable_identity_is_named(self, device: Device, tmp_path: Path) -> None:
+        (tmp_path / "key").write_text("not a key")
+        for path in ("key", "none"):
+            with pytest.raises(TransportError, match=f"identity .*{path}: expected a private key"):
+                connect(dataclasses.replace(device, identity=str(tmp_path / path)))
+
+    def test_nobody_there_is_a_lost_link(self, device: Device) -> None:
+        with pytest.raises(TransportLostError, match="cannot connect"):
+            connect(dataclasses.replace(device, port=1))
+
+
+class TestBadLinks:
+    def test_a_cut_upload_is_continued_not_repeated(self, device: Device, file: Any) -> None:
+        files = {file[0]: (file[1], file[2])}
+        with Chaos(device.port, cut_after=2 * MEBIBYTE) as chaos:
+            far = dataclasses.replace(device, port=chaos.port)
+            first = connect(far)
+            with pytest.raises(TransportLostError):
+                ship(first, far, files)
+            part = Path(device.root, "incoming", f"{file[0]}.part")
+            wait_until(lambda: part.stat().st_size > 0, "nothing arrived before the cut")
+            arrived = part.stat().st_size
+            assert arrived < file[2]
+            second = connect(far)
+            # At most: what was in flight when the link was cut may have arrived since.
+            assert 0 < ship(second, far, files) <= file[2] - arrived
+            second.close()
+        assert Path(device.root, "blobs", "sha256", file[0]).read_bytes() == file[1].read_bytes()
+
+    def test_a_silent_link_is_noticed_during_an_upload(self, device: Device, file: Any) -> None:
+        with Chaos(device.port, stall_after=MEBIBYTE) as chaos:
+            transport = ssh.connect(dataclasses.replace(device, port=chaos.port), silence_s=1.0)
+            transport.mkdirs(device.root)
+            started = time.monotonic()
+            with pytest.raises(TransportLostError, match="silent for 1 s"):
+                transport.upload(file[1], f"{device.root}/file")
+            assert time.monotonic() - started < 10
+
+    def test_a_silent_command_is_noticed(self, device: Device) -> None:
+        transport = ssh.connect(device, silence_s=1.0)
+        with pytest.raises(TransportLostError, match="silent for 1 s"):
+            run(transport, ["sleep", "30"])
+
+    def test_a_slow_command_that_speaks_is_left_alone(self, device: Device) -> None:
+        transport = ssh.connect(device, silence_s=1.0)
+        assert run(transport, ["sh", "-c", "for i in 1 2 3 4; do sleep 0.5; echo $i; done"])[0] == 0
+        transport.close()
+
+
+class TestRun:
+    def test_a_run_comes_home(self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        set_worker(monkeypatch, HONEST)
+        steps: list[str] = []
+        result = run_bundle(
+            device,
+            make_bundle(tmp_path / "bundle"),
+            PLAN,
+            tmp_path / "home",
+            wheels=[make_wheel(tmp_path)],
+            on_progress=lambda event: steps.append(event["step"]),
+        )
+        assert result.record.outcome == "PASS"
+        assert result.traces is not None
+        assert blob_of(result.traces) == result.record.traces
+        assert {"upload", "shipped", "started", "loaded"} <= set(steps)
+
+    def test_a_run_survives_the_loss_of_its_link(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("toggle_edge.fleet.deploy._POLL_S", 0.2)
+        set_worker(monkeypatch, HONEST.replace("    answer(", "    import time; time.sleep(1); answer(", 1))
+        with Chaos(device.port) as chaos:
+            far = dataclasses.replace(device, port=chaos.port)
+            steps: list[str] = []
+
+            def watch(event: dict[str, Any]) -> None:
+                steps.append(event["step"])
+                if event["step"] == "started" and "reconnecting" not in steps:
+                    chaos.cut()
+
+            plan = dataclasses.replace(PLAN, passes=["memory"])
+            result = run_bundle(
+                far,
+                make_bundle(tmp_path / "bundle"),
+                plan,
+                tmp_path / "home",
+                wheels=[make_wheel(tmp_path)],
+                on_progress=watch,
+            )
+            assert chaos.connections > 1
+        assert result.record.outcome == "PASS"
+        assert "reconnecting" in steps
+        assert len(list(Path(device.root, "runs").iterdir())) == 1, "it ran once"
+
+    def test_an_interrupt_ends_the_run_on_the_device(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_worker(monkeypatch, "import time\ndef main(): time.sleep(60)")
+        bundle, wheels = make_bundle(tmp_path / "bundle"), [make_wheel(tmp_path)]
+
+        def interrupt(event: dict[str, Any]) -> None:
+            if event["step"] == "started":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_bundle(device, bundle, PLAN, tmp_path / "home", wheels=wheels, on_progress=interrupt)
+        [run] = Path(device.root, "runs").iterdir()
+        wait_until((run / "record.json").exists, "the agent went on")
+        assert '"outcome":"ABORTED"' in (run / "record.json").read_text()
+
+    def test_a_killed_worker_and_a_timeout_come_home_as_records(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bundle, wheels = make_bundle(tmp_path / "bundle"), [make_wheel(tmp_path)]
+        endings: list[tuple[str, Callable[[str], bool]]] = [
+            ("import os\ndef main(): os.kill(os.getpid(), 9)", lambda reason: "SIGKILL" in reason),
+            ("import time\ndef main(): time.sleep(60)", lambda reason: "no result within 1 s" in reason),
+        ]
+        outcomes = []
+        for worker, holds in endings:
+            set_worker(monkeypatch, worker)
+            plan = dataclasses.replace(PLAN, passes=["memory"], pass_timeout_s=1.0)
+            record = run_bundle(device, bundle, plan, tmp_path / "home", wheels=wheels).record
+            assert holds(str(record.reason))
+            outcomes.append(record.outcome)
+        assert outcomes == ["ERROR", "TIMEOUT"]
+
+    def test_a_login_shell_that_prints_is_named(
+        self, transport: Transport, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        chatty = tmp_path / "python"
+        chatty.write_text("#!/bin/sh\necho Welcome to your board\n")
+        chatty.chmod(0o755)
+        with pytest.raises(AgentError, match="got b'Welcome to your board'; does the login shell"):
+            request(transport, dataclasses.replace(device, python=str(chatty)), "facts")
+
+    def test_a_missing_interpreter_is_named(self, transport: Transport, device: Device) -> None:
+        with pytest.raises(AgentError, match=r"status 127.*python9"):
+            request(transport, dataclasses.replace(device, python="python9"), "facts")
+
+
+class TestLoopbackSshd:
+    def test_it_dies_with_its_parent(self, tmp_path: Path) -> None:
+        import subprocess
+        import sys
+
+        code = (
+            "import os, sys, pathlib\nfrom toggle_edge.fleet.sshd import LoopbackSshd\n"
+            "server = LoopbackSshd(pathlib.Path(sys.argv[1])).__enter__()\n"
+            "print(server._process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        pid = int(done.stdout)
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline, "sshd outlived its parent"
+            time.sleep(0.02)
+
+    def test_its_keys_are_private(self, sshd: LoopbackSshd) -> None:
+        assert (sshd.folder / "client_key").stat().st_mode & 0o077 == 0
+
+    def test_two_at_once(self, tmp_path: Path) -> None:
+        with LoopbackSshd(tmp_path / "a", "a") as first, LoopbackSshd(tmp_path / "b", "b") as second:
+            assert first.device.port != second.device.port
+            opened: list[Any] = []
+            threads = [
+                threading.Thread(target=lambda d=server.device: opened.append(connect(d)))
+                for server in (first, second)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(opened) == 2
+            for transport in opened:
+                transport.close()

@@ -1,0 +1,70 @@
+"""Loading: a model's layers by name, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from toggle_edge.errors import ModelError
+from toggle_edge.model.load import LanguageModel, load_model
+
+
+def test_layers_cover_every_matrix_once(tiny: LanguageModel) -> None:
+    named = dict(tiny.module.named_parameters())
+    for layer in tiny.layers:
+        assert named[f"{layer.name}.weight"].shape == (layer.rows, layer.columns)
+    matrices = {name.removesuffix(".weight") for name, value in named.items() if value.ndim == 2}
+    assert matrices == {layer.name for layer in tiny.layers}
+    assert tiny.kept_parameters == sum(value.numel() for value in named.values() if value.ndim == 1)
+
+
+def test_the_baseline_is_frozen_and_in_float32(tiny: LanguageModel) -> None:
+    assert not tiny.module.training
+    for parameter in tiny.module.parameters():
+        assert parameter.dtype == torch.float32
+        assert not parameter.requires_grad
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_an_incomplete_folder_is_refused(tiny_folder: Path, tmp_path: Path, missing: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / missing).unlink()
+    with pytest.raises(ModelError, match=missing.replace("model.", r"\*.")):
+        load_model(folder)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"expected config\.json"):
+        load_model(tmp_path / "absent")
+
+
+def test_truncated_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(folder)
+
+
+def test_an_unknown_architecture_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="gpt_neox"):
+        load_model(folder)
+
+
+def test_the_digest_names_the_content(tiny: LanguageModel, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    assert load_model(folder).digest == tiny.digest
+    (folder / "generation_config.json").write_text("{}")
+    assert load_model(folder).digest != tiny.digest

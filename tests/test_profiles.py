@@ -1,0 +1,159 @@
+"""Profiles: what ships, and that a wrong file is refused with its place and a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from toggle_edge import profiles
+from toggle_edge.errors import InputError, ProfileError
+from toggle_edge.profiles import Mode, ProbeCounts, builtin_profiles, load_profile
+
+DEFAULT = builtin_profiles()["default"].read_text()
+
+
+def written(folder, old, new):
+    """A copy of the default profile with one text replaced, once; the text must be there."""
+    assert old in DEFAULT
+    path = folder / "mine.toml"
+    path.write_text(DEFAULT.replace(old, new, 1))
+    return path
+
+
+def test_default_profile():
+    profile = load_profile("default")
+    assert profile.name == "default"
+    assert profile.properties == {
+        "coherence": "always (jsd <= 0.25)",
+        "long_range_dependency": "always (attention >= 0.7)",
+        "contextual_consistency": "always (context >= 0.7)",
+        "factual_accuracy": "always (factual >= 0.7)",
+    }
+    assert profile.modes == {
+        "strict": Mode(99.0, 1.0, 0.0),
+        "optimal": Mode(95.0, 0.95, 0.0),
+        "relaxed": Mode(85.0, 0.9, 0.2),
+    }
+    assert profile.default_mode == "optimal"
+    assert profile.formats == ("int2-g64", "int4-g32", "int8-g64", "fp16")
+    assert profile.probes == ProbeCounts(59, 59, 32)
+    assert profile.budget == {}
+
+
+def test_paper_profile_differs_from_default_only_in_coverage_and_relaxation():
+    paper, default = load_profile("paper"), load_profile("default")
+    assert paper.properties == default.properties
+    assert [mode.avgpp for mode in paper.modes.values()] == [99.0, 95.0, 85.0]
+    assert {(mode.coverage, mode.relax) for mode in paper.modes.values()} == {(1.0, 0.0)}
+
+
+def test_a_path_is_read_from_where_it_is(tmp_path, monkeypatch):
+    path = written(tmp_path, "threshold = 0.25", "threshold = 0.1")
+    for reference in (path, str(path)):
+        assert load_profile(reference).properties["coherence"] == "always (jsd <= 0.1)"
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("mine.toml").name == "mine"
+
+
+def test_an_installed_package_reads_its_own_copy(tmp_path, monkeypatch):
+    folder = tmp_path / "toggle_edge" / "_data" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / "packed.toml").write_text(DEFAULT)
+    monkeypatch.setattr(profiles, "__file__", str(tmp_path / "toggle_edge" / "profiles.py"))
+    assert builtin_profiles() == {"packed": folder / "packed.toml"}
+    assert load_profile("packed").name == "packed"
+
+
+def test_a_formula_may_hold_its_numbers_itself(tmp_path):
+    path = written(
+        tmp_path, 'formula = "always (jsd <= threshold)"\nthreshold = 0.25', 'formula = "jsd <= 0.5"'
+    )
+    assert load_profile(path).properties["coherence"] == "jsd <= 0.5"
+
+
+def test_a_budget_limits_known_measurements(tmp_path):
+    path = written(tmp_path, "[budget]", "[budget]\nmemory_bytes = 1_000_000\ndecode_ms_p50 = 2.5")
+    assert load_profile(path).budget == {"memory_bytes": 1e6, "decode_ms_p50": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expectations"),
+    [
+        ("[modes.optimal]", "[modes.optimum]", ["modes.optimum: unknown key", "did you mean 'optimal'"]),
+        ("[modes.optimal]\navgpp = 95.0\ncoverage = 0.95\nrelax = 0.0\n", "", ["modes.optimal: missing"]),
+        ("[search]", "[serach]", ["serach: unknown key", "did you mean 'search'"]),
+        (
+            "coverage = 0.95",
+            "covrage = 0.95",
+            ["modes.optimal.covrage: unknown key", "did you mean 'coverage'"],
+        ),
+        ("coverage = 0.95", "coverage = 95", ["modes.optimal.coverage", "from 0 to 1, got 95"]),
+        ("coverage = 0.95", "coverage = 0.0", ["modes.optimal.coverage", "above 0"]),
+        ("coverage = 0.95", "coverage = nan", ["modes.optimal.coverage", "finite number, got nan"]),
+        ("coverage = 0.95", "coverage = true", ["modes.optimal.coverage", "finite number, got True"]),
+        ("coverage = 0.95", "", ["modes.optimal.coverage: missing"]),
+        ("relax = 0.2", "relax = 1.2", ["modes.relaxed.relax", "from 0 to 1"]),
+        ("avgpp = 95.0", "avgpp = 101", ["modes.optimal.avgpp", "from 0 to 100"]),
+        (
+            "threshold = 0.25",
+            'threshold = "low"',
+            ["properties.coherence.threshold", "finite number, got 'low'"],
+        ),
+        ("threshold = 0.25", "threshold = inf", ["properties.coherence.threshold", "finite number, got inf"]),
+        ("threshold = 0.25", "", ["properties.coherence.threshold", "the formula names it"]),
+        ("jsd <= threshold", "jsd <= 0.2", ["properties.coherence.formula", "name `threshold`"]),
+        (
+            'formula = "always (jsd <= threshold)"',
+            "formula = 3",
+            ["properties.coherence.formula", "text, got 3"],
+        ),
+        ('"int4-g32"', '"int3-g32"', ["search.formats", "int2|int4|int8", "got 'int3-g32'"]),
+        ('"int4-g32"', "4", ["search.formats", "got '4'"]),
+        ('"int4-g32"', '"fp16"', ["search.formats", "each format once"]),
+        ('["int2-g64", "int4-g32", "int8-g64", "fp16"]', "[]", ["search.formats", "expected a list"]),
+        ("certificate = 59", "certificate = 0", ["probes.certificate", ">= 1, got 0"]),
+        ("certificate = 59", "certificate = 59.0", ["probes.certificate", "whole number"]),
+        ("certificate = 59", "certificates = 59", ["probes.certificates", "did you mean 'certificate'"]),
+        ("[budget]", "[budget]\nmemory_byte = 1", ["budget.memory_byte", "did you mean 'memory_bytes'"]),
+        ("[budget]", "[budget]\nmemory_bytes = -1", ["budget.memory_bytes", "from 0 to inf"]),
+        ("[budget]", "budget = 3\n[x]", ["x: unknown key"]),
+        ('default_mode = "optimal"', 'default_mode = "strickt"', ["default_mode", "did you mean 'strict'"]),
+        ("[probes]", "[probes", ["expected TOML"]),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(tmp_path, old, new, expectations):
+    path = written(tmp_path, old, new)
+    with pytest.raises(ProfileError) as caught:
+        load_profile(path)
+    for expectation in [str(path), *expectations]:
+        assert expectation in str(caught.value)
+
+
+def test_wrong_types_of_whole_sections_are_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('properties = 3\ndefault_mode = "strict"\n')
+    with pytest.raises(ProfileError, match=r"properties: expected a table \[properties\], got 3"):
+        load_profile(path)
+    path.write_text("")
+    with pytest.raises(ProfileError, match="properties: missing"):
+        load_profile(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ProfileError, match="UTF-8"):
+        load_profile(path)
+
+
+def test_no_property_is_no_contract(tmp_path):
+    start, end = DEFAULT.index("[properties.coherence]"), DEFAULT.index("# avgpp")
+    path = tmp_path / "mine.toml"
+    path.write_text(DEFAULT[:start] + "[properties]\n" + DEFAULT[end:])
+    with pytest.raises(ProfileError, match="at least one property"):
+        load_profile(path)
+
+
+def test_an_unknown_name_or_path_says_what_there_is(tmp_path):
+    with pytest.raises(ProfileError, match=r"one of default, paper.*did you mean 'default'\?"):
+        load_profile("defualt")
+    with pytest.raises(ProfileError, match=r"none\.toml: expected a readable profile: No such file"):
+        load_profile(tmp_path / "none.toml")
+    with pytest.raises(InputError) as caught:
+        load_profile(str(Path("folder") / "default"))
+    assert caught.value.exit_code == 2

@@ -1,0 +1,150 @@
+"""Selection on what was measured: fronts, budgets, overlapping intervals, and the sentences."""
+
+import math
+from typing import Any
+
+import pytest
+from toggle_runtime.records import Measurement, unavailable
+
+from toggle_edge.selection import Contender, measured_front, select, why_changed
+
+NO_METER = unavailable("mJ", "rapl", "no meter here")
+
+
+def contender(
+    name: str,
+    ms: float | None,
+    *,
+    half: float = 0.01,
+    size: int = 100,
+    avgpp: float | None = 96.0,
+    memory: float | None = 50.0,
+    energy: float | None = None,
+    ok: bool = True,
+    flops: float = 1.0,
+) -> Contender:
+    decode = (
+        unavailable("ms", "clock", "the worker died")
+        if ms is None
+        else Measurement(ms, "ms", "clock", 30, [ms - half, ms + half])
+    )
+    measured = {
+        "decode_ms_p50": decode,
+        "memory_bytes": unavailable("bytes", "VmHWM", "no procfs")
+        if memory is None
+        else Measurement(memory, "bytes", "VmHWM", 3),
+        "energy_mj_per_token": NO_METER if energy is None else Measurement(energy, "mJ", "rapl", 3),
+    }
+    return Contender(name, avgpp, size, measured, {"optimal": ok}, flops)
+
+
+def test_the_front_keeps_what_is_best_in_something() -> None:
+    contenders = [
+        contender("fast", 1.0, avgpp=90.0),
+        contender("good", 2.0, avgpp=99.0),
+        contender("small", 3.0, memory=10.0),
+        contender("beaten", 2.5, avgpp=98.0),
+    ]
+    assert measured_front(contenders) == ["fast", "good", "small"]
+
+
+def test_energy_counts_only_where_everybody_has_it() -> None:
+    fast, frugal = contender("fast", 1.0, energy=9.0), contender("frugal", 2.0, energy=1.0)
+    assert measured_front([fast, frugal]) == ["fast", "frugal"]
+    assert measured_front([fast, frugal, contender("blind", 3.0)]) == ["fast"]
+    # One that is not on the front for want of a decode time does not take the axis away.
+    assert measured_front([fast, frugal, contender("dead", None)]) == ["fast", "frugal"]
+
+
+@pytest.mark.parametrize("lost", [{"ms": None}, {"ms": 1.0, "avgpp": None}, {"ms": math.nan}])
+def test_what_was_not_measured_is_not_on_the_front(lost: dict[str, Any]) -> None:
+    assert measured_front([contender("x", **lost), contender("y", 5.0)]) == ["y"]
+    assert measured_front([contender("x", **lost)]) == []
+
+
+def test_the_fastest_that_qualifies_is_selected() -> None:
+    contenders = [contender("slow", 3.0), contender("fast", 1.0), contender("bad", 0.5, ok=False)]
+    choice = select(contenders, "optimal", {})
+    assert choice.id == "fast"
+    assert choice.runners_up == ("slow",)
+    assert set(choice.rejected) == {"bad"}
+    assert "1 ms [0.99, 1.01]" in choice.reason
+
+
+def test_among_equally_fast_ones_the_smallest_wins() -> None:
+    fast = contender("fast", 1.0, half=0.2, size=300)
+    small = contender("small", 1.3, half=0.2, size=200)
+    # Overlaps `small` but not the fastest: equality is with the fastest, so it must not win.
+    tiny = contender("tiny", 1.65, half=0.2, size=100)
+    choice = select([tiny, small, fast], "optimal", {})
+    assert choice.id == "small"
+    assert choice.runners_up == ("fast", "tiny")
+    assert "200 bytes" in choice.reason
+
+
+def test_an_interval_that_only_touches_counts_as_overlap() -> None:
+    contenders = [contender("a", 1.0, half=0.5, size=2), contender("b", 2.0, half=0.5, size=1)]
+    assert select(contenders, "optimal", {}).id == "b"
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        ({"memory_bytes": 40.0}, "memory_bytes is 60, over the budget of 40"),
+        ({"artifact_bytes": 99.0}, "artifact_bytes is 100, over the budget of 99"),
+        ({"energy_mj_per_token": 1e9}, "no meter here"),
+        ({"ttft_ms": 5.0}, "no such measurement"),
+        ({"memory_bytes": math.nan}, "over the budget"),
+    ],
+)
+def test_a_budget_rejects_what_exceeds_it_or_was_not_measured(budget: dict[str, float], reason: str) -> None:
+    choice = select([contender("x", 1.0, memory=60.0)], "optimal", budget)
+    assert choice.id is None
+    assert reason in choice.rejected["x"]
+    assert reason in choice.reason
+
+
+def test_a_budget_that_is_just_met_is_met() -> None:
+    assert select([contender("x", 1.0, memory=60.0)], "optimal", {"memory_bytes": 60.0}).id == "x"
+
+
+def test_nothing_unknown_is_selected() -> None:
+    assert select([], "optimal", {}).id is None
+    assert select([contender("x", 1.0)], "strict", {}).rejected == {
+        "x": "does not satisfy strict on the device"
+    }
+    choice = select([contender("x", None)], "optimal", {})
+    assert choice.id is None
+    assert "the worker died" in choice.reason
+
+
+def test_the_selection_does_not_depend_on_the_order() -> None:
+    contenders = [contender(name, 1.0, half=0.5) for name in "abc"]
+    assert {select(order, "optimal", {}).id for order in (contenders, contenders[::-1])} == {"a"}
+
+
+def explain(predicted: str | None, contenders: list[Contender]) -> str:
+    sentence = why_changed(predicted, select(contenders, "optimal", {}), contenders)
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_why_it_changed() -> None:
+    cheap, quick = contender("cheap", 3.0, flops=1.0), contender("quick", 1.0, flops=1.5)
+    assert "confirms" in explain("quick", [cheap, quick])
+    slower = explain("cheap", [cheap, quick])
+    assert "cheap, but it decodes slower" in slower
+    assert "3 ms [2.99, 3.01]" in slower
+    assert "1.50 times the proxy FLOPs" in slower
+    smaller = explain("big", [contender("big", 1.0, half=0.2, size=300), contender("small", 1.1, half=0.2)])
+    assert "equally fast within their intervals" in smaller
+    assert "100 bytes against 300" in smaller
+
+
+def test_why_the_predicted_one_fell_out() -> None:
+    broken, other = contender("broken", 1.0, ok=False), contender("other", 2.0)
+    assert "broken fell out on the device (does not satisfy optimal" in explain("broken", [broken, other])
+    assert "other takes its place" in explain("broken", [broken, other])
+    assert "nothing else qualifies" in explain("broken", [broken])
+    assert "was not measured" in explain("gone", [other])
+    assert "Nothing was predicted" in explain(None, [other])

@@ -1,0 +1,256 @@
+"""The store: identity of studies, the ledger, bundles and runs, transactions, versions."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from toggle_runtime.records import (
+    PASS,
+    Manifest,
+    Measurement,
+    ModelShape,
+    ModeSpecification,
+    RunRecord,
+    digest_of,
+    to_json,
+    unavailable,
+)
+
+from toggle_edge.config import FP16, Config, Format
+from toggle_edge.errors import StoreError
+from toggle_edge.search.trial import Observation, Trial
+from toggle_edge.store import Store, StoredStudy, open_store
+
+LAYERS = ("z", "a", "m")
+IDENTITY = {"model": "tiny", "model_digest": "d1", "profile": "p1", "target": "onnx-cpu", "seed": 1}
+MEASUREMENTS = {
+    "decode_ms_p50": Measurement(1 / 3, "ms", "perf_counter", 30, [0.1, 0.5]),
+    "memory_bytes": Measurement(5e7, "bytes", "VmHWM", 3),
+    "energy_mj_per_token": unavailable("mJ", "rapl", "no meter"),
+}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+def opened(store: Store, **changes: object) -> StoredStudy:
+    return store.open_study("first", **{**IDENTITY, **changes})  # type: ignore[arg-type]
+
+
+def trial(index: int, **payload: object) -> Trial:
+    config = Config.of(dict(zip(LAYERS, (FP16, Format(4, 32), Format(2, 64)), strict=True)))
+    observation = Observation(
+        1e9 / 3, 97.1, {"strict": None, "relaxed": 0.1}, {"strict": False, "relaxed": True}
+    )
+    return Trial(index, config, "bo strict", observation, payload)
+
+
+def manifest(target: str = "onnx-cpu") -> Manifest:
+    shape = ModelShape(2, 1, 8, 100, 64, None)
+    modes = {"strict": ModeSpecification({"coherence": "always (jsd <= 0.25)"}, 1.0, 99.0)}
+    return Manifest(1, target, {"z": "fp16"}, shape, modes, "strict", {}, 10, {})
+
+
+def record(run_id: str = "r1") -> RunRecord:
+    return RunRecord(1, run_id, digest_of(to_json(manifest())), PASS, noise_floor={"coherence": 1 / 7})
+
+
+def test_trials_come_back_exactly_after_reopening(url: str) -> None:
+    trials = [trial(0, verdicts=[{"robustness": 1 / 3}], note="é"), trial(1)]
+    with open_store(url) as store:
+        ledger = store.ledger(opened(store).id)
+        # Out of order, as two workers may finish.
+        for each in reversed(trials):
+            ledger.record(each)
+    with open_store(url) as store:
+        read = store.ledger(opened(store).id).trials()
+    assert list(read) == trials
+    assert read[0].config.layers == LAYERS
+
+
+def test_a_missing_avgpp_stays_missing(url: str) -> None:
+    unset = Observation(1.0, None, {"strict": None}, {"strict": False})
+    with open_store(url) as store:
+        ledger = store.ledger(opened(store).id)
+        ledger.record(Trial(0, trial(0).config, "seed", unset))
+        assert ledger.trials()[0].observation == unset
+
+
+def test_an_index_is_recorded_once(url: str) -> None:
+    with open_store(url) as store:
+        ledger = store.ledger(opened(store).id)
+        ledger.record(trial(0))
+        with pytest.raises(StoreError, match="UNIQUE"):
+            ledger.record(trial(0))
+        assert len(ledger.trials()) == 1
+
+
+def test_studies_do_not_mix(url: str) -> None:
+    with open_store(url) as store:
+        first, second = opened(store), store.open_study("second", **IDENTITY)  # type: ignore[arg-type]
+        store.ledger(first.id).record(trial(0))
+        assert store.ledger(second.id).trials() == []
+        assert [study.name for study in store.studies()] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_digest": "d2"}, {"profile": "p2"}, {"target": "onnx-cuda"}, {"seed": 2}]
+)
+def test_a_study_is_not_continued_with_other_arguments(url: str, change: dict[str, object]) -> None:
+    ((key, value),) = change.items()
+    with open_store(url) as store:
+        first = opened(store)
+        with pytest.raises(StoreError, match=f"{key} was {IDENTITY[key]!r}, is now {value!r}"):
+            opened(store, **change)
+        assert opened(store, model="moved/elsewhere") == first
+
+
+def test_every_difference_is_named(url: str) -> None:
+    with open_store(url) as store:
+        opened(store)
+        with pytest.raises(StoreError, match=r"profile was .*; target was .*; seed was "):
+            opened(store, profile="x", target="y", seed=9)
+
+
+def test_runs_come_back_with_measurements_and_certificate(url: str) -> None:
+    certificate = {"lower_bound": 0.95, "probes": 59}
+    with open_store(url) as store:
+        study = opened(store).id
+        digest = store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=2**40)
+        store.record_run(
+            study,
+            "pi",
+            record(),
+            measurements=MEASUREMENTS,
+            certified=True,
+            certificate=certificate,
+            traces="t.npz",
+        )
+        store.record_run(study, "pi", record("r2"), measurements={})
+    with open_store(url) as store:
+        (bundle,) = store.bundles(study)
+        first, second = store.runs(study)
+    assert (bundle.digest, bundle.manifest, bundle.artifact_bytes) == (digest, manifest(), 2**40)
+    assert first.record == record()
+    assert first.measurements == MEASUREMENTS
+    assert (first.device, first.certified, first.certificate, first.traces) == (
+        "pi",
+        True,
+        certificate,
+        "t.npz",
+    )
+    assert (second.record.run_id, second.measurements, second.certified, second.certificate) == (
+        "r2",
+        {},
+        None,
+        None,
+    )
+
+
+def test_a_run_needs_its_bundle_and_is_written_whole_or_not_at_all(url: str) -> None:
+    with open_store(url) as store:
+        study = opened(store).id
+        with pytest.raises(StoreError, match="FOREIGN KEY"):
+            store.record_run(study, "pi", record(), measurements={})
+        store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=1)
+        broken = {"decode_ms_p50": Measurement(1.0, None, "x", 1)}  # type: ignore[arg-type]
+        with pytest.raises(StoreError, match="NOT NULL"):
+            store.record_run(study, "pi", record(), measurements=broken)
+        assert store.runs(study) == []
+        store.record_run(study, "pi", record(), measurements=MEASUREMENTS)
+        with pytest.raises(StoreError, match="UNIQUE"):
+            store.record_run(study, "pi", record(), measurements=MEASUREMENTS)
+
+
+def test_a_bundle_is_recorded_once_and_never_changed(url: str) -> None:
+    with open_store(url) as store:
+        study = opened(store).id
+        digest = store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=1)
+        assert store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=1) == digest
+        with pytest.raises(StoreError, match="1 bytes; got c and 2"):
+            store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=2)
+        assert store.record_bundle(study, manifest("other"), config_digest="c", artifact_bytes=1) != digest
+        assert len(store.bundles(study)) == 2
+
+
+def test_nan_is_not_stored(url: str) -> None:
+    with open_store(url) as store:
+        ledger = store.ledger(opened(store).id)
+        with pytest.raises(StoreError, match="JSON compliant"):
+            ledger.record(trial(0, loss=float("nan")))
+        assert ledger.trials() == []
+
+
+def damage(url: str, statement: str, *values: object) -> None:
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    with connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        """UPDATE trials SET config = replace(config, 'int4', 'int8')""",
+        """UPDATE trials SET config = '{"a": "int3-g32"}'""",
+        """UPDATE trials SET feasible = '{"strict": true, "relaxed": true}'""",
+    ],
+)
+def test_a_damaged_trial_is_refused(url: str, statement: str) -> None:
+    with open_store(url) as store:
+        study = opened(store).id
+        store.ledger(study).record(trial(0))
+        damage(url, statement)
+        with pytest.raises(StoreError, match="restore a backup"):
+            store.ledger(study).trials()
+
+
+def test_a_damaged_record_is_refused(url: str) -> None:
+    with open_store(url) as store:
+        study = opened(store).id
+        store.record_bundle(study, manifest(), config_digest="c", artifact_bytes=1)
+        store.record_run(study, "pi", record(), measurements=MEASUREMENTS)
+        damage(url, "UPDATE runs SET record = substr(record, 1, 40)")
+        with pytest.raises(StoreError, match="stored run cannot be read"):
+            store.runs(study)
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_another_schema_version_is_refused(url: str, version: int) -> None:
+    open_store(url).close()
+    damage(url, "UPDATE schema_version SET version = ?", version)
+    with pytest.raises(StoreError, match=f"schema version {version}, this toggle-edge reads 1"):
+        open_store(url)
+
+
+def test_foreign_files_and_tables_are_refused(url: str, tmp_path: Path) -> None:
+    damage(url, "CREATE TABLE runs (x)")
+    with pytest.raises(StoreError, match="'runs' that is not ours"):
+        open_store(url)
+    (tmp_path / "text.db").write_text("not a database" * 100)
+    for bad in (f"sqlite:///{tmp_path}/text.db", f"sqlite:///{tmp_path}/no/folder.db", "nonsense", "odd://x"):
+        with pytest.raises(StoreError, match="store:"):
+            open_store(bad)
+
+
+def test_sqlite_keeps_a_write_ahead_log_and_foreign_keys(url: str) -> None:
+    with open_store(url) as store, store._engine.connect() as connection:
+        assert connection.execute(sa.text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(sa.text("PRAGMA foreign_keys")).scalar() == 1
+
+
+def test_two_processes_may_share_a_store(url: str) -> None:
+    with open_store(url) as one, open_store(url) as two:
+        study = opened(one)
+        assert opened(two) == study
+        one.ledger(study.id).record(trial(0))
+        two.ledger(study.id).record(trial(1))
+        assert [each.index for each in one.ledger(study.id).trials()] == [0, 1]
+
+
+def test_an_unknown_study_has_no_ledger(url: str) -> None:
+    with open_store(url) as store, pytest.raises(StoreError, match="no study 7"):
+        store.ledger(7)

@@ -1,0 +1,176 @@
+"""Certification: the device's verdict is not believed; RTAMT judges again the traces that came home.
+
+Every number of the claim is computed a second time, by other code on another monitor. Any difference, missing
+or additional entry makes the certificate say `certified=False` and name both numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from toggle_runtime.records import Coverage, ModeSpecification, ModeVerdict
+from toggle_runtime.signals import Trace
+from toggle_runtime.stl import FormulaError
+
+from toggle_edge.certify.monitor import Monitor
+from toggle_edge.certify.recomputation import (
+    TOLERANCE,
+    avgpp_of,
+    mode_verdict_of,
+    noise_floor_of,
+    series_of,
+)
+from toggle_edge.errors import CertificationError
+from toggle_edge.statistics import clopper_pearson_lower
+
+__all__ = ["Certificate", "CoverageBound", "certify"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageBound:
+    """What the probes of one mode say about all prompts.
+
+    `lower_bound` is the least share of prompts that satisfy the specification, at 95 % confidence divided
+    among `candidates`; `statement` says so in one sentence, with what it takes for granted.
+    """
+
+    mode: str
+    satisfied: int
+    probes: int
+    candidates: int
+    lower_bound: float
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Whether the claim is what the traces say, where it is not, and the bound of each mode.
+
+    `certified` means that the claim is true, not that it is favourable: an agreed VIOLATED or UNSET is
+    certified too.
+    """
+
+    certified: bool
+    disagreements: tuple[str, ...]
+    bounds: Mapping[str, CoverageBound]
+
+
+def certify(
+    record_modes: Sequence[ModeVerdict],
+    specification: Mapping[str, ModeSpecification],
+    traces: Sequence[Trace],
+    repeated: Sequence[Trace],
+    noise_floor: Mapping[str, float],
+    *,
+    candidates: int,
+) -> Certificate:
+    """Judge a run again and compare with what its record claims.
+
+    `traces` and `repeated` are both runs of the artifact, one entry per probe in the bundle's order;
+    `candidates` is how many were judged on these probes. Numbers may differ by 1e-9, everything else must be
+    equal; of an UNSET verdict's reason only the presence is compared. A claim without traces, or whose two
+    runs differ in probes, is not certified.
+
+    Raises CertificationError when a formula of the specification cannot be read or RTAMT fails.
+    """
+    monitor = Monitor()
+    texts = {text for mode in specification.values() for text in mode.properties.values()}
+    try:
+        first = {text: series_of(monitor, text, traces) for text in texts}
+        second = {text: series_of(monitor, text, repeated) for text in texts}
+    except FormulaError as exc:
+        raise CertificationError(f"certify: the specification cannot be read: {exc}") from exc
+    floors = noise_floor_of(specification, first, second)
+    percent = avgpp_of(traces)
+    claims = {claim.mode: claim for claim in record_modes}
+    modes = [
+        mode_verdict_of(name, mode, first, traces, floors, percent, claims.get(name))
+        for name, mode in specification.items()
+    ]
+    disagreements = (
+        *_gaps(specification, traces, repeated),
+        *_repetitions(record_modes),
+        *_differences(_claim(record_modes, noise_floor), _claim(modes, floors)),
+    )
+    bounds = {verdict.mode: _bound(verdict.mode, verdict.coverage, candidates) for verdict in modes}
+    return Certificate(not disagreements, disagreements, bounds)
+
+
+def _bound(mode: str, coverage: Coverage, candidates: int) -> CoverageBound:
+    lower = clopper_pearson_lower(coverage.satisfied, coverage.probes, CONFIDENCE, candidates)
+    divided = f" (the rest divided among {candidates} candidates)" if candidates > 1 else ""
+    statement = (
+        f"With {100 * CONFIDENCE:.0f} % confidence{divided}, at least {_percent_down(lower)} % of prompts "
+        f"satisfy every property of mode {mode} at once, as {coverage.satisfied} of {coverage.probes} probes "
+        "do; this takes for granted that the probes were drawn independently from those prompts and that the "
+        "search did not see them."
+    )
+    return CoverageBound(mode, coverage.satisfied, coverage.probes, candidates, lower, statement)
+
+
+def _percent_down(share: float) -> str:
+    """One decimal, rounded down: a bound must not gain by being printed."""
+    return f"{int(share * 1000) / 10:.1f}"
+
+
+def _gaps(
+    specification: Mapping[str, ModeSpecification], traces: Sequence[Trace], repeated: Sequence[Trace]
+) -> Iterator[str]:
+    """What is missing to certify anything, since an empty claim about nothing would agree with itself."""
+    if not specification:
+        yield "specification: expected at least one mode, got none"
+    if not traces:
+        yield "traces: expected one per probe, got none"
+    if len(traces) != len(repeated):
+        yield f"traces: expected both runs to have the same probes, got {len(traces)} and {len(repeated)}"
+
+
+def _repetitions(modes: Sequence[ModeVerdict]) -> Iterator[str]:
+    """Entries that a claim makes twice: flattened, the second would hide the first."""
+    names = [mode.mode for mode in modes]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name}: claimed {names.count(name)} times"
+    for mode in modes:
+        keys = [verdict.property for verdict in mode.verdicts]
+        for key in sorted({key for key in keys if keys.count(key) > 1}):
+            yield f"{mode.mode}.{key}: claimed {keys.count(key)} times"
+
+
+def _claim(modes: Sequence[ModeVerdict], noise_floor: Mapping[str, float]) -> dict[str, object]:
+    """Every leaf of the verdicts by a path for people, so that a field added later is compared too."""
+    flat: dict[str, object] = {f"noise_floor.{name}": floor for name, floor in noise_floor.items()}
+    for mode in modes:
+        data = asdict(mode)
+        verdicts = data.pop("verdicts")
+        flat.update(_leaves(mode.mode, data))
+        for verdict in verdicts:
+            verdict["reason"] = "given" if verdict["reason"] else None
+            flat.update(_leaves(f"{mode.mode}.{verdict['property']}", verdict))
+    return flat
+
+
+def _leaves(path: str, data: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _leaves(f"{path}.{key}", value)
+        else:
+            yield f"{path}.{key}", value
+
+
+def _differences(claimed: Mapping[str, object], recomputed: Mapping[str, object]) -> Iterator[str]:
+    for path in sorted({*claimed, *recomputed}):
+        if path not in recomputed:
+            yield f"{path}: claimed {claimed[path]!r}, the traces give nothing of that name"
+        elif path not in claimed:
+            yield f"{path}: not claimed, recomputed {recomputed[path]!r}"
+        elif not _equal(claimed[path], recomputed[path]):
+            yield f"{path}: claimed {claimed[path]!r}, recomputed {recomputed[path]!r}"
+
+
+def _equal(claimed: object, recomputed: object) -> bool:
+    if isinstance(claimed, float) and isinstance(recomputed, float):
+        return abs(claimed - recomputed) <= TOLERANCE  # NaN and inf are never equal to anything
+    return claimed == recomputed

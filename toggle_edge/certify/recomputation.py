@@ -1,0 +1,164 @@
+"""Every number of a claim, computed again from the traces: on RTAMT's robustness, in plain Python.
+
+Shares no code with `toggle_runtime.verdicts`, whose work it checks; the rules are those of the docstrings in
+`toggle_runtime.records`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from toggle_runtime.records import (
+    MARGINAL,
+    SATISFIED,
+    UNSET,
+    VIOLATED,
+    Argmin,
+    Coverage,
+    ModeSpecification,
+    ModeVerdict,
+    Verdict,
+)
+from toggle_runtime.signals import Trace
+from toggle_runtime.stl import UnsetError, parse, signals_of
+
+from toggle_edge.certify.monitor import Monitor, attains
+
+__all__ = ["TOLERANCE", "Series", "avgpp_of", "mode_verdict_of", "noise_floor_of", "series_of"]
+
+TOLERANCE = 1e-9
+"""Both sides compute in float64 from the same traces; more than this is another number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One formula on every probe: robustness or None, and why each None is unset."""
+
+    values: tuple[float | None, ...]
+    reasons: Mapping[int, str]
+
+
+def series_of(monitor: Monitor, text: str, traces: Sequence[Trace]) -> Series:
+    """Evaluate one formula on all traces."""
+    values: list[float | None] = []
+    reasons: dict[int, str] = {}
+    for probe, trace in enumerate(traces):
+        try:
+            values.append(monitor.robustness(text, trace))
+        except UnsetError as exc:
+            values.append(None)
+            reasons[probe] = str(exc)
+    return Series(tuple(values), reasons)
+
+
+def noise_floor_of(
+    specification: Mapping[str, ModeSpecification], first: Mapping[str, Series], second: Mapping[str, Series]
+) -> dict[str, float]:
+    """By property, the largest change between both runs' series, over all modes.
+
+    A property is absent when any of its values is unset or the runs do not have the same probes.
+    """
+    floors: dict[str, float] = {}
+    for mode in specification.values():
+        for name, text in mode.properties.items():
+            before, after = first[text].values, second[text].values
+            pairs = zip(before, after, strict=False)
+            changes = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+            whole = 0 < len(changes) == len(before) == len(after)
+            floors[name] = max(floors.get(name, 0.0), *changes) if whole else math.inf
+    return {name: floor for name, floor in floors.items() if math.isfinite(floor)}
+
+
+def avgpp_of(traces: Sequence[Trace]) -> float | None:
+    """Average property preservation in percent, None when any part of it is missing or not finite."""
+    kept: dict[str, list[float]] = {"jsd": [], "attention": [], "context": [], "factual": []}
+    for trace in traces:
+        steps = [step for step in range(len(trace.answer)) if trace.answer[step]]
+        if not steps or any(name not in trace.signals for name in kept):
+            return None
+        kept["jsd"] += [1.0 - float(value) for value in trace.signals["jsd"]]
+        kept["attention"] += [float(value) for value in trace.signals["attention"]]
+        kept["context"] += [float(value) for value in trace.signals["context"]]
+        kept["factual"] += [_capped(float(trace.signals["factual"][step])) for step in steps]
+    if not traces or not all(math.isfinite(value) for row in kept.values() for value in row):
+        return None
+    return 25.0 * math.fsum(math.fsum(row) / len(row) for row in kept.values())
+
+
+def mode_verdict_of(
+    name: str,
+    mode: ModeSpecification,
+    series: Mapping[str, Series],
+    traces: Sequence[Trace],
+    floors: Mapping[str, float],
+    percent: float | None,
+    claimed: ModeVerdict | None,
+) -> ModeVerdict:
+    """The mode's verdict from RTAMT's series.
+
+    `claimed` decides only between steps that attain the same value: a claimed step that does so is taken. A
+    property without a noise floor is at best MARGINAL.
+    """
+    required = max(1, math.ceil(mode.coverage * len(traces) - 1e-9))
+    steps = {
+        verdict.property: verdict.argmin.step
+        for verdict in (claimed.verdicts if claimed else ())
+        if verdict.argmin
+    }
+    verdicts = [
+        _verdict_of(key, text, series[text], traces, required, floors.get(key, math.inf), steps.get(key))
+        for key, text in mode.properties.items()
+    ]
+    joint = []
+    clear = 0
+    for probe in range(len(traces)):
+        values = {key: series[text].values[probe] for key, text in mode.properties.items()}
+        known = {key: value for key, value in values.items() if value is not None}
+        if values and len(known) == len(values):
+            joint.append(min(known.values()))
+            clear += all(value >= floors.get(key, math.inf) for key, value in known.items())
+    satisfied = sum(value >= 0 for value in joint)
+    coverage = Coverage(satisfied, len(traces), required)
+    if not joint or any(verdict.verdict == UNSET for verdict in verdicts):
+        return ModeVerdict(name, UNSET, None, coverage, percent, verdicts)
+    word = SATISFIED if clear >= required else MARGINAL if satisfied >= required else VIOLATED
+    return ModeVerdict(name, word, sorted(joint)[-required], coverage, percent, verdicts)
+
+
+def _verdict_of(
+    name: str,
+    text: str,
+    series: Series,
+    traces: Sequence[Trace],
+    required: int,
+    floor: float,
+    claimed_step: int | None,
+) -> Verdict:
+    values = [value for value in series.values if value is not None]
+    if len(values) < len(traces) or not traces:
+        first = min(series.reasons, default=None)
+        reason = "there are no probes" if first is None else f"probe {first}: {series.reasons[first]}"
+        return Verdict(name, UNSET, reason=reason)
+    least = sorted(values)[-required]
+    probe = values.index(least)
+    trace = traces[probe]
+    candidates = (
+        range(len(trace.answer)) if claimed_step is None else (claimed_step, *range(len(trace.answer)))
+    )
+    step = next((step for step in candidates if attains(text, trace, step, least, TOLERANCE)), -1)
+    word = SATISFIED if least >= floor else MARGINAL if least >= 0 else VIOLATED
+    return Verdict(name, word, least, Argmin(probe, step, _layer(text, trace, step)), min(values))
+
+
+def _layer(text: str, trace: Trace, step: int) -> int | None:
+    if signals_of(parse(text)) != {"attention"} or len(trace.attention_layers) == 0 or step < 0:
+        return None
+    cosines = [float(layer[step]) for layer in trace.attention_layers]
+    return cosines.index(min(cosines))
+
+
+def _capped(ratio: float) -> float:
+    # min() would drop a NaN that comes second.
+    return ratio if math.isnan(ratio) or ratio < 1.0 else 1.0

@@ -1,0 +1,1 @@
+"""Make a config real: quantise each layer, keep what was computed, assemble candidates."""

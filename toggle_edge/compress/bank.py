@@ -1,0 +1,61 @@
+"""The layer bank: every (layer, format) compressed once, candidates assembled by swapping what changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+
+from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise
+from toggle_edge.config import Config, Format
+from toggle_edge.errors import ConfigError
+from toggle_edge.model.load import LanguageModel
+
+
+class LayerBank:
+    """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
+
+    The baseline's module is never written to, so a candidate cannot be compared with itself.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._layers = tuple(layer.name for layer in model.layers)
+        self._baseline = {name: _weight_of(model.module, name) for name in self._layers}
+        self._candidate = copy.deepcopy(model.module)
+        self._weights = {name: _weight_of(self._candidate, name) for name in self._layers}
+        self._compressed: dict[tuple[str, Format], CompressedLayer] = {}
+        self._assembled: dict[str, Format | None] = dict.fromkeys(self._layers)
+
+    def layer(self, name: str, fmt: Format) -> CompressedLayer:
+        """One layer in one format. The same object every time. Raises ConfigError for an unknown layer."""
+        if name not in self._baseline:
+            raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
+        key = (name, fmt)
+        if key not in self._compressed:
+            self._compressed[key] = quantise(self._baseline[name], fmt)
+        return self._compressed[key]
+
+    def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
+        """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
+        if set(config.layers) != set(self._layers):
+            odd = sorted(set(config.layers) ^ set(self._layers))
+            raise ConfigError(
+                f"config: expected a format for each of the model's {len(self._layers)} layers, differs in {odd[:3]}"
+            )
+        return {name: self.layer(name, config[name]) for name in self._layers}
+
+    def assemble(self, config: Config) -> torch.nn.Module:
+        """The model with the config's dequantised weights. Valid until the next call: weights are swapped in place."""
+        for name, layer in self.compressed(config).items():
+            if self._assembled[name] != layer.format:
+                with torch.no_grad():
+                    self._weights[name].copy_(dequantise(layer))
+                self._assembled[name] = layer.format
+        return self._candidate
+
+
+def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:
+    weight = module.get_submodule(layer).weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101  (narrows the type: every layer is a Linear or Embedding)
+    return weight.data

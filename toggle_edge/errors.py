@@ -1,0 +1,126 @@
+"""Every error that toggle-edge raises on purpose.
+
+- ToggleEdgeError
+  - InputError (ValueError)      the user's file, flag or formula: exit code 2
+    - ProfileError
+    - ModelError
+    - ProbeError
+    - ConfigError
+    - DeviceFileError
+  - OperationError               could not be done or measured: exit code 3
+    - ExportError
+      - ParityError              the exported graph does not compute what was searched
+    - BundleError
+    - SearchError
+    - StoreError
+    - CertificationError
+    - FleetError
+      - TransportError           refused, unknown host, no such file on the device
+        - HostKeyError
+        - TransportLostError     the link went away; the operation may be repeated
+      - AgentError               the agent answered with an error, or not in its protocol
+
+A message says what was expected, what came, and what to do.
+"""
+
+__all__ = [
+    "AgentError",
+    "BundleError",
+    "CertificationError",
+    "ConfigError",
+    "DeviceFileError",
+    "ExportError",
+    "FleetError",
+    "HostKeyError",
+    "InputError",
+    "ModelError",
+    "OperationError",
+    "ParityError",
+    "ProbeError",
+    "ProfileError",
+    "SearchError",
+    "StoreError",
+    "ToggleEdgeError",
+    "TransportError",
+    "TransportLostError",
+]
+
+
+class ToggleEdgeError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 3
+
+
+class InputError(ToggleEdgeError, ValueError):
+    """Something the user wrote cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ProfileError(InputError):
+    """A profile file has a wrong key, value or formula."""
+
+
+class ModelError(InputError):
+    """A model folder is missing, incomplete, or of an architecture that cannot be compressed."""
+
+
+class ProbeError(InputError):
+    """A probe file is malformed, or holds too few or too short probes."""
+
+
+class ConfigError(InputError):
+    """A format or config cannot be parsed or does not fit the model or the target's menu."""
+
+
+class DeviceFileError(InputError):
+    """A device file is missing or has a wrong key or value."""
+
+
+class OperationError(ToggleEdgeError):
+    """Something could not be done or measured."""
+
+
+class ExportError(OperationError):
+    """A candidate could not be exported."""
+
+
+class ParityError(ExportError):
+    """The exported graph differs from the searched weights by more than the tolerance."""
+
+
+class BundleError(OperationError):
+    """A bundle is incomplete or its blobs do not match their digests."""
+
+
+class SearchError(OperationError):
+    """The search cannot go on."""
+
+
+class StoreError(OperationError):
+    """The store cannot be opened, or holds something else than was asked for."""
+
+
+class CertificationError(OperationError):
+    """The device's claim and its own traces disagree, or the traces cannot be judged."""
+
+
+class FleetError(OperationError):
+    """A device could not be used."""
+
+
+class TransportError(FleetError):
+    """The device refused: authentication, permission, a missing file, a failed command."""
+
+
+class HostKeyError(TransportError):
+    """The device's host key is unknown or not the pinned one. Nothing was sent."""
+
+
+class TransportLostError(TransportError):
+    """The link went away in the middle. What was sent is on the device; repeat to resume."""
+
+
+class AgentError(FleetError):
+    """The agent reported an error, or printed something that is not its protocol."""

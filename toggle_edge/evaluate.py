@@ -1,0 +1,59 @@
+"""config -> Evaluation: compress, signals, verdicts, cost. The one way in which the host judges a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from toggle_runtime.records import SATISFIED, ModeSpecification, ModeVerdict
+from toggle_runtime.signals import Outputs
+from toggle_runtime.verdicts import judge
+
+from toggle_edge.compress.bank import LayerBank
+from toggle_edge.config import Config
+from toggle_edge.cost import Cost, predicted_cost
+from toggle_edge.model.load import LanguageModel
+from toggle_edge.probes import Probe
+from toggle_edge.signals import baseline_outputs, traces_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the host found for one config on one set of probes: a verdict per mode, AvgPP in percent, cost."""
+
+    config: Config
+    modes: Mapping[str, ModeVerdict]
+    avgpp: float | None
+    cost: Cost
+
+    def holds(self, mode: str, specification: Mapping[str, ModeSpecification]) -> bool:
+        """Whether the mode's specification is satisfied at its coverage and its AvgPP target is reached."""
+        reached = self.avgpp is not None and self.avgpp >= specification[mode].avgpp
+        return reached and self.modes[mode].verdict == SATISFIED
+
+
+class Evaluator:
+    """Judges configs on one fixed set of probes. The baseline's outputs are computed once."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        bank: LayerBank,
+        probes: Sequence[Probe],
+        specification: Mapping[str, ModeSpecification],
+    ) -> None:
+        self._model = model
+        self._bank = bank
+        self._probes = probes
+        self._specification = specification
+        self.baseline: list[Outputs] = baseline_outputs(model.module, probes)
+
+    def evaluate(self, config: Config) -> Evaluation:
+        """Judge one config. Raises ConfigError when it does not fit the model."""
+        module = self._bank.assemble(config)
+        traces = traces_of(module, self._probes, self.baseline)
+        # The noise floor is a property of a device's runs; on the host nothing is marginal.
+        modes = {verdict.mode: verdict for verdict in judge(self._specification, traces, {})}
+        avgpp = next(iter(modes.values())).avgpp
+        cost = predicted_cost(self._model.layers, config, self._model.kept_parameters)
+        return Evaluation(config, modes, avgpp, cost)

@@ -1,0 +1,231 @@
+"""The ONNX exporter: a skeleton's graph with the search's own codes and scales in it.
+
+Every layer becomes one file in `weights/`. The head and the embedding of a tied model read the same file, and
+so does `signals.onnx`, the second graph, which adds the attention rows and hidden states as outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from toggle_edge.compress.quantise import CompressedLayer
+from toggle_edge.errors import ExportError
+from toggle_edge.export.artifact import Artifact, artifact_in
+from toggle_edge.export.packing import layer_bytes
+from toggle_edge.export.skeleton import Skeleton
+
+TARGET = "onnx-cpu"
+GRAPH, SIGNALS_GRAPH, SHARED_FILE = "model.onnx", "signals.onnx", "weights/shared.bin"
+SMALL_BYTES = 1024
+"""Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
+
+ATTENTION_OUTPUT = "signals.attention.{}"
+HIDDEN_OUTPUT = "signals.hidden"
+
+
+def export_onnx(
+    skeleton: Skeleton,
+    layers: Mapping[str, CompressedLayer],
+    folder: Path,
+    *,
+    accuracy_level: int = 4,
+) -> Artifact:
+    """Write the artifact of `layers` into the empty or new `folder`.
+
+    `accuracy_level` 4 lets the integer kernels quantise activations, which is what runs fast; 0 computes in
+    float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape.
+    """
+    if set(layers) != set(skeleton.weights.values()):
+        raise ExportError(
+            "export: expected exactly the skeleton's layers; compress all of the model's layers"
+        )
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
+    offsets = {}
+    for name, layer in layers.items():
+        content, offsets[name] = layer_bytes(layer)
+        (folder / weight_path(name)).write_bytes(content)
+    model = _rewritten(skeleton, layers, offsets, accuracy_level)
+    _move_constants(model, folder)
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    _add_signal_outputs(model, skeleton)
+    (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    return artifact_in(TARGET, folder)
+
+
+def weight_path(layer: str) -> str:
+    """Where a layer's file lies in the artifact."""
+    return f"weights/{layer}.bin"
+
+
+def _rewritten(
+    skeleton: Skeleton, layers: Mapping[str, CompressedLayer], offsets: Mapping[str, int], accuracy_level: int
+) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton.graph)
+    graph = model.graph
+    nodes: list[onnx.NodeProto] = []
+    tensors: dict[str, onnx.TensorProto] = {}
+    looked_up = {  # a tied embedding is looked up in the transposed head
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in skeleton.weights:
+            name = skeleton.weights[node.input[1]]
+            nodes += _multiplication(node, name, layers[name], offsets[name], accuracy_level, tensors)
+        elif node.op_type == "Gather" and looked_up.get(node.input[0], node.input[0]) in skeleton.weights:
+            name = skeleton.weights[looked_up.get(node.input[0], node.input[0])]
+            nodes += _lookup(node, name, layers[name], offsets[name], tensors)
+        elif not (node.op_type == "Transpose" and node.input[0] in skeleton.weights):
+            nodes.append(node)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in skeleton.weights]
+    kept += tensors.values()
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return model
+
+
+def _multiplication(
+    node: onnx.NodeProto,
+    name: str,
+    layer: CompressedLayer,
+    offset: int,
+    accuracy_level: int,
+    tensors: dict[str, onnx.TensorProto],
+) -> Iterator[onnx.NodeProto]:
+    fmt = layer.format
+    if layer.scales is None:
+        # Cast and Transpose of a constant are folded when the session is made: nothing of them runs per token.
+        half = _external(f"{name}.fp16", name, TensorProto.FLOAT16, (layer.rows, layer.columns), 0)
+        tensors[half.name] = half
+        yield helper.make_node(
+            "Cast", [half.name], [f"{name}.fp32"], name=f"{name}/Cast", to=TensorProto.FLOAT
+        )
+        yield helper.make_node(
+            "Transpose", [f"{name}.fp32"], [f"{name}.T"], name=f"{name}/Transpose", perm=[1, 0]
+        )
+        yield helper.make_node("MatMul", [node.input[0], f"{name}.T"], list(node.output), name=node.name)
+        return
+    groups = layer.scales.shape[1]
+    packed = (layer.rows, groups, fmt.group * fmt.bits // 8)
+    codes = _external(f"{name}.codes", name, TensorProto.UINT8, packed, 0)
+    scales = _external(f"{name}.scales", name, TensorProto.FLOAT, (layer.rows, groups), offset)
+    tensors.update({codes.name: codes, scales.name: scales})
+    yield helper.make_node(
+        "MatMulNBits",
+        [node.input[0], codes.name, scales.name],
+        list(node.output),
+        name=node.name,
+        domain="com.microsoft",
+        K=layer.columns,
+        N=layer.rows,
+        bits=fmt.bits,
+        block_size=fmt.group,
+        accuracy_level=accuracy_level,
+    )
+
+
+def _lookup(
+    node: onnx.NodeProto,
+    name: str,
+    layer: CompressedLayer,
+    offset: int,
+    tensors: dict[str, onnx.TensorProto],
+) -> Iterator[onnx.NodeProto]:
+    fmt = layer.format
+    if layer.scales is None:
+        half = _external(f"{name}.fp16", name, TensorProto.FLOAT16, (layer.rows, layer.columns), 0)
+        tensors[half.name] = half
+        yield helper.make_node("Gather", [half.name, node.input[1]], [f"{name}.row"], name=node.name)
+        yield helper.make_node(
+            "Cast", [f"{name}.row"], list(node.output), name=f"{name}/row/Cast", to=TensorProto.FLOAT
+        )
+        return
+    groups = layer.scales.shape[1]
+    if groups * fmt.group != layer.columns:
+        raise ExportError(
+            f"{name}: {fmt} needs a width that is a multiple of {fmt.group} for an embedding, got {layer.columns}; "
+            "choose a smaller group"
+        )
+    # The same bytes as the head's codes, seen as one row per token: a second name, not a second copy.
+    flat = (layer.rows, layer.columns * fmt.bits // 8)
+    codes = _external(f"{name}.rows", name, TensorProto.UINT8, flat, 0)
+    scales = _external(f"{name}.scales", name, TensorProto.FLOAT, (layer.rows, groups), offset)
+    tensors.update({codes.name: codes, scales.name: scales})
+    yield helper.make_node(
+        "GatherBlockQuantized",
+        [codes.name, node.input[1], scales.name],
+        list(node.output),
+        name=node.name,
+        domain="com.microsoft",
+        bits=fmt.bits,
+        block_size=fmt.group,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+
+
+def _external(tensor: str, layer: str, kind: int, shape: tuple[int, ...], offset: int) -> onnx.TensorProto:
+    size = int(np.prod(shape)) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return _located(
+        onnx.TensorProto(name=tensor, data_type=kind, dims=shape), weight_path(layer), offset, size
+    )
+
+
+def _located(proto: onnx.TensorProto, location: str, offset: int, length: int) -> onnx.TensorProto:
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        proto.external_data.add(key=key, value=value)
+    return proto
+
+
+def _move_constants(model: onnx.ModelProto, folder: Path) -> None:
+    content = bytearray()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            continue
+        raw = numpy_helper.to_array(tensor).tobytes()
+        if len(raw) > SMALL_BYTES:
+            offset = len(content)
+            content += raw
+            tensor.ClearField("raw_data")
+            _located(tensor, SHARED_FILE, offset, len(raw))
+    (folder / SHARED_FILE).write_bytes(content)
+
+
+def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
+    graph = model.graph
+    index = 0
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            name = ATTENTION_OUTPUT.format(index)
+            node.output.append(name)
+            # 2: the rows after the softmax.
+            node.attribute.append(helper.make_attribute("qk_output", 2))
+            rows: list[str | int | None] = [
+                "batch_size",
+                skeleton.heads,
+                "sequence_length",
+                "total_sequence_length",
+            ]
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, rows))
+            index += 1
+    if index != skeleton.layers:
+        raise ExportError(f"graph: expected {skeleton.layers} GroupQueryAttention nodes, got {index}")
+    for node in graph.node:
+        for position, output in enumerate(node.output):
+            if output == skeleton.end:
+                node.output[position] = HIDDEN_OUTPUT
+        for position, name in enumerate(node.input):
+            if name == skeleton.end:
+                node.input[position] = HIDDEN_OUTPUT
+    graph.output.append(
+        helper.make_tensor_value_info(
+            HIDDEN_OUTPUT, TensorProto.FLOAT, ["batch_size", "sequence_length", None]
+        )
+    )

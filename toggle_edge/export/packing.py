@@ -1,0 +1,41 @@
+"""Codes -> bytes, as MatMulNBits and GatherBlockQuantized read them: a little-endian bit stream per group."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toggle_edge.compress.quantise import CompressedLayer
+
+ALIGNMENT = 64
+"""Scales start at a multiple of this in a layer's file, so that an engine may map them."""
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Pack `... x n` codes of 2, 4 or 8 bits to `... x n*bits/8` bytes, the first code in the lowest bits.
+
+    `n` must be a multiple of `8 / bits`; groups always are.
+    """
+    per_byte = 8 // bits
+    slots = codes.reshape(*codes.shape[:-1], -1, per_byte)
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(slots << shifts, axis=-1).astype(np.uint8)
+    return packed
+
+
+def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The inverse of `pack_codes`."""
+    shifts = np.arange(8 // bits, dtype=np.uint8) * bits
+    slots = (packed[..., None] >> shifts) & (2**bits - 1)
+    codes: NDArray[np.uint8] = slots.reshape(*packed.shape[:-1], -1).astype(np.uint8)
+    return codes
+
+
+def layer_bytes(layer: CompressedLayer) -> tuple[bytes, int]:
+    """A layer's file, and the offset at which its scales start (0 for fp16, which has none)."""
+    if layer.scales is None:
+        return layer.codes.numpy().tobytes(), 0
+    packed = pack_codes(layer.codes.numpy(), layer.format.bits).tobytes()
+    padding = -len(packed) % ALIGNMENT
+    scales = layer.scales.numpy().astype("<f4").tobytes()
+    return packed + bytes(padding) + scales, len(packed) + padding

@@ -1,0 +1,129 @@
+"""The fused graph of a model without its weights, from onnxruntime-genai's model builder.
+
+The builder knows which fused nodes are fastest (GroupQueryAttention with the rotary embedding inside,
+SkipSimplifiedLayerNormalization); we keep its topology and its constants, and put our own weights in. Its mixed
+precision cannot give every layer its own bits, so it builds in float32 and we rewrite.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from toggle_edge.errors import ExportError
+from toggle_edge.model.layers import EMBEDDING, HEAD
+from toggle_edge.model.load import LanguageModel
+
+HEAD_SIZE_STEP = 16
+"""GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
+
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weight")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """`graph` holds every node and every small constant in float32; `weights` maps the name of each weight
+    initializer in it to the layer that it belongs to. `end` names the hidden states after the final norm."""
+
+    graph: onnx.ModelProto
+    weights: Mapping[str, str]
+    end: str
+    layers: int
+    heads: int
+
+
+def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
+    """Build a model's skeleton, or read it from `cache`, where it is kept by the model's digest.
+
+    Raises ExportError when the builder fails or its graph is not one that we can rewrite.
+    """
+    if model.shape.head_size % HEAD_SIZE_STEP:
+        raise ExportError(
+            f"export of {model.folder}: the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, "
+            f"this model's are of size {model.shape.head_size}"
+        )
+    folder = cache / model.digest[:16]
+    if not (folder / "model.onnx").is_file():
+        _run_builder(model.folder, folder)
+    graph = onnx.load(folder / "model.onnx")
+    tied = not any(layer.name == HEAD for layer in model.layers)
+    weights = {}
+    for initializer in graph.graph.initializer:
+        layer = _layer_of(initializer.name, tied=tied)
+        if layer is not None:
+            weights[initializer.name] = layer
+    expected, found = {layer.name for layer in model.layers}, set(weights.values())
+    if expected != found:
+        raise ExportError(
+            f"graph of {model.folder}: expected a weight for every layer, differs in {sorted(expected ^ found)[:4]}"
+        )
+    heads = next(
+        attribute.i
+        for node in graph.graph.node
+        if node.op_type == "GroupQueryAttention"
+        for attribute in node.attribute
+        if attribute.name == "num_heads"
+    )
+    end = next(node.output[0] for node in graph.graph.node if "final_norm" in node.name)
+    _head_reads(graph.graph, end)
+    return Skeleton(graph, weights, end, model.shape.layers, heads)
+
+
+def _run_builder(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".skeleton-", dir=destination.parent))
+    try:
+        # A process of its own: the builder prints as it goes, and leaves global state of torch behind.
+        command = [sys.executable, "-W", "ignore", "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(source), "-o", str(partial / "graph"), "-p", "fp32", "-e", "cpu"]
+        command += ["-c", str(partial / "hub"), "--extra_options", "fuse_qkv=false"]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=3600, check=False
+        )
+        if done.returncode != 0 or not (partial / "graph" / "model.onnx").is_file():
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ExportError(f"onnxruntime-genai's model builder could not build {source}: {last}")
+        # Rename is atomic: an interrupted build leaves nothing that looks whole.
+        if destination.exists():
+            shutil.rmtree(destination)
+        (partial / "graph").rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _head_reads(graph: onnx.GraphProto, end: str) -> None:
+    """Make the head read the hidden states after the final norm.
+
+    The builder takes any Linear with as many outputs as the vocabulary for the head, so in a model whose MLP is
+    as wide as its vocabulary it wires the head to the first block's gate projection. Its weights are replaced
+    anyway; its place and its input are put right here.
+    """
+    index, head = next((i, node) for i, node in enumerate(graph.node) if "logits" in node.output)
+    if head.input[0] != end:
+        moved = onnx.NodeProto()
+        moved.CopyFrom(head)
+        moved.input[0] = end
+        del graph.node[index]
+        graph.node.append(moved)
+
+
+def _layer_of(initializer: str, *, tied: bool) -> str | None:
+    match = _BLOCK.fullmatch(initializer)
+    if match is not None:
+        part = "self_attn" if match[2] == "attn" else "mlp"
+        return f"model.layers.{match[1]}.{part}.{match[3]}"
+    if initializer == "lm_head.MatMul.weight":
+        return EMBEDDING if tied else HEAD
+    if initializer == "model.embed_tokens.weight":
+        return EMBEDDING
+    return None

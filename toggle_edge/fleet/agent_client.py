@@ -1,0 +1,154 @@
+"""The host's side of the agent's protocol: install the agent, send one request, read its events."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import toggle_runtime
+from toggle_runtime.wire import HEARTBEAT
+
+from toggle_edge.errors import AgentError
+from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.transport import Transport
+
+Event = dict[str, Any]
+OnProgress = Callable[[Event], None]
+
+DEFAULT_TIMEOUT_S = 600.0
+
+_MAIN = "import sys\n\nfrom toggle_runtime.__main__ import main\n\nsys.exit(main(sys.argv[1:]))\n"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_STDERR_LINES = 20
+
+
+def ignore_progress(event: Event) -> None:
+    """The progress callback of a caller that does not care."""
+
+
+@cache
+def agent_archive() -> bytes:
+    """The `.pyz` made from the installed `toggle_runtime`. Equal sources give equal bytes."""
+    package = Path(toggle_runtime.__file__).parent
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        _add(archive, "__main__.py", _MAIN.encode())
+        for path in sorted(package.rglob("*.py")):
+            _add(archive, f"toggle_runtime/{path.relative_to(package).as_posix()}", path.read_bytes())
+    return buffer.getvalue()
+
+
+def install(transport: Transport, device: Device) -> str:
+    """Put the agent on the device unless it is there; return its path, which is made from its digest.
+
+    Raises AgentError when what was written does not read back as what was sent.
+    """
+    archive = agent_archive()
+    digest = hashlib.sha256(archive).hexdigest()
+    path = f"{device.root}/agent/{digest}.pyz"
+    if transport.size(path) == len(archive):
+        return path
+    transport.mkdirs(f"{device.root}/agent")
+    # A name of its own: two hosts may install at once, and a running agent must not see half a file.
+    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    with tempfile.TemporaryDirectory() as folder:
+        sent, back = Path(folder) / "sent", Path(folder) / "back"
+        sent.write_bytes(archive)
+        transport.upload(sent, part)
+        transport.download(part, back, len(archive))
+        if back.read_bytes() != archive:
+            raise AgentError(
+                f"device {device.name!r}: the agent was sent as sha256 {digest} and reads back differently; "
+                "check the device's storage"
+            )
+    transport.rename(part, path)
+    return path
+
+
+def request(
+    transport: Transport,
+    device: Device,
+    command: str,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    **fields: Any,
+) -> Event:
+    """Send one command to the agent and return its result event. Raises AgentError for an error event too."""
+    event = exchange(transport, device, command, on_progress=on_progress, timeout_s=timeout_s, **fields)
+    if event["event"] == "error":
+        raise AgentError(f"device {device.name!r}: {command}: {event.get('kind')}: {event.get('message')}")
+    return event
+
+
+def exchange(
+    transport: Transport,
+    device: Device,
+    command: str,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    **fields: Any,
+) -> Event:
+    """Like `request`, but an error event is returned, for callers that act on its `kind`."""
+    path = install(transport, device)
+    question = {
+        **fields,
+        "protocol": toggle_runtime.PROTOCOL_VERSION,
+        "command": command,
+        "root": device.root,
+    }
+    final: list[Event] = []
+
+    def take(line: bytes) -> None:
+        event = _parse(line, device)
+        if final:
+            raise AgentError(
+                f"device {device.name!r}: the agent went on after its final event: {line[:80]!r}"
+            )
+        if event["event"] != "progress":
+            final.append(event)
+        elif event.get("step") != HEARTBEAT:  # that one is for the transport, which watches for silence
+            on_progress(event)
+
+    completed = transport.run(
+        [device.python, "-I", "-S", path, "serve"], (json.dumps(question) + "\n").encode(), take, timeout_s
+    )
+    if not final:
+        tail = "\n".join(completed.stderr.strip().splitlines()[-_STDERR_LINES:])
+        raise AgentError(
+            f"device {device.name!r}: {command}: expected a result from the agent, but it ended with status "
+            f"{completed.status}; its stderr: {tail or 'empty'}; check that {device.python!r} is a "
+            "Python 3.8 or later there"
+        )
+    return final[0]
+
+
+def _parse(line: bytes, device: Device) -> Event:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict) or event.get("event") not in ("progress", "result", "error"):
+        raise AgentError(
+            f"device {device.name!r}: expected a JSON event from the agent, got {line[:80]!r}; "
+            "does the login shell print something?"
+        )
+    return event
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    # Fixed time, mode and method: the bytes depend on the sources alone.
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.external_attr = 0o644 << 16
+    info.create_system = 3
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, data)

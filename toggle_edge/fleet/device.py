@@ -1,0 +1,153 @@
+"""A device file: who the device is and how to reach it. Pure data; nothing here talks to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toggle_edge.errors import DeviceFileError
+
+TRANSPORTS = ("local", "ssh")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+}
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A device's hard limits; None is no limit."""
+
+    decode_ms: float | None = None
+    memory_bytes: int | None = None
+    energy_mj_per_token: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. `root` is our folder on it, relative to the login folder unless absolute.
+
+    `host_key` is the pinned fingerprint as `ssh-keygen -lf` prints it (`SHA256:...`), `identity` the private
+    key file, `python` the interpreter that runs the agent. Host fields are unused by the local transport.
+    """
+
+    name: str
+    target: str = "onnx-cpu"
+    transport: str = "ssh"
+    host: str = ""
+    port: int = 22
+    user: str = ""
+    host_key: str = ""
+    identity: str = ""
+    root: str = "toggle-edge"
+    python: str = "python3"
+    threads: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        self._require(_NAME.fullmatch(self.name), "name", "a plain name", self.name)
+        self._require(self.transport in TRANSPORTS, "transport", f"one of {TRANSPORTS}", self.transport)
+        self._require(0 < self.port < 65536, "port", "1 to 65535", self.port)
+        self._require(self.threads > 0, "threads", "at least 1", self.threads)
+        self._require(
+            self.root and not self.root.startswith("~"),
+            "root",
+            "a folder, absolute or relative to the login folder (without `~`)",
+            self.root,
+        )
+        self._require(self.python, "python", "an interpreter", self.python)
+        if self.transport == "ssh":
+            for key in ("host", "user", "identity"):
+                self._require(getattr(self, key), key, "a value, since transport is ssh", getattr(self, key))
+            self._require(
+                _FINGERPRINT.fullmatch(self.host_key),
+                "host_key",
+                "the pinned fingerprint SHA256:... (on the device: "
+                "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
+                self.host_key,
+            )
+
+    def _require(self, holds: object, key: str, expected: str, value: object) -> None:
+        if not holds:
+            raise DeviceFileError(f"device {self.name!r}: {key}: expected {expected}, got {value!r}")
+
+
+def load_device(source: str | Path) -> Device:
+    """Read a device by file path, or by name from `devices/`. Raises DeviceFileError."""
+    path = _find(source)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise DeviceFileError(f"{path}: expected a device file in TOML: {exc}") from exc
+    try:
+        budget = _fields(Budget, _table(data.pop("budget", {}), "budget"), "budget.")
+        labels = _table(data.pop("labels", {}), "labels")
+        for key, value in labels.items():
+            _expect(isinstance(value, str), f"labels.{key}", "a text", value)
+        return Device(
+            **{"name": path.stem, **_fields(Device, data, "")}, budget=Budget(**budget), labels=labels
+        )
+    except DeviceFileError as exc:
+        raise DeviceFileError(f"{path}: {exc}") from None
+
+
+def device_names() -> list[str]:
+    """The names of all device files that `load_device` finds, sorted."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        return path
+    for folder in _folders():
+        candidate = folder / f"{source}.toml"
+        if candidate.is_file():
+            return candidate
+    nearest = difflib.get_close_matches(str(source), device_names(), 1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(device_names()) or 'none'}"
+    raise DeviceFileError(f"device {str(source)!r}: expected a device file or a name in devices/; {hint}")
+
+
+def _folders() -> list[Path]:
+    package = Path(__file__).parents[1]
+    # The user's own files first; then a wheel's data; then a checkout's.
+    return [Path("devices"), package / "_data" / "devices", package.parent / "devices"]
+
+
+def _table(value: Any, key: str) -> dict[str, Any]:
+    _expect(isinstance(value, dict), key, "a table", value)
+    return dict(value)
+
+
+def _fields(kind: type, data: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Check keys and types of a table against a dataclass's annotations (texts, since they are deferred)."""
+    types = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in ("labels", "budget")}
+    for key, value in data.items():
+        if key not in types:
+            nearest = difflib.get_close_matches(key, types, 1)
+            hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"known: {', '.join(sorted(types))}"
+            raise DeviceFileError(f"unknown key {prefix}{key}; {hint}")
+        wanted = types[key].removesuffix(" | None")
+        allowed, expected = _TYPES[wanted]
+        holds = isinstance(value, allowed) and not isinstance(value, bool)
+        _expect(holds, prefix + key, expected, value)
+        if prefix:
+            _expect(value > 0, prefix + key, "more than 0", value)
+    return data
+
+
+def _expect(holds: bool, key: str, expected: str, value: object) -> None:
+    if not holds:
+        raise DeviceFileError(f"{key}: expected {expected}, got {value!r}")

@@ -1,0 +1,82 @@
+"""Load a causal language model from a local folder: weights, tokenizer, shape and digest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from toggle_runtime.records import ModelShape
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from toggle_edge.errors import ModelError
+from toggle_edge.model.layers import Layer, layers_of
+
+_NEEDED = ("config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The baseline: a model in evaluation mode and float32, and what the other stages need to know of it.
+
+    `digest` is the SHA-256 of the folder's files, so that a study cannot silently go on with another model.
+    """
+
+    folder: Path
+    digest: str
+    module: torch.nn.Module
+    tokenizer: Any
+    layers: tuple[Layer, ...]
+    shape: ModelShape
+
+    @property
+    def kept_parameters(self) -> int:
+        """Parameters that no layer covers (norms): they stay in float32."""
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        return total - sum(layer.weights for layer in self.layers)
+
+
+def load_model(folder: Path) -> LanguageModel:
+    """Load the model in `folder`, without ever reaching for a hub.
+
+    Raises ModelError when the folder lacks a file, cannot be read, or holds an unknown architecture.
+    """
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    if missing or not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model folder {folder}: expected config.json, tokenizer.json and *.safetensors, "
+            f"{'missing ' + ', '.join(missing) if missing else 'found no *.safetensors'}; "
+            "save it with model.save_pretrained and tokenizer.save_pretrained"
+        )
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        # Eager attention: the attention rows are a signal, and the fused kernels do not return them.
+        module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
+        raise ModelError(f"model folder {folder}: cannot be loaded: {exc}") from exc
+    config: Any = module.config
+    module.requires_grad_(False).eval()
+    shape = ModelShape(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        context_tokens=config.max_position_embeddings,
+        end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
+    )
+    return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers_of(config), shape)
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,223 @@
+"""Profiles: a file of properties with their thresholds, modes, search bounds, probe counts and budget.
+
+`load_profile` reads strictly: an unknown or missing key, a wrong type or a number out of range is a
+`ProfileError` that names the file and the key. Formulas are read as text here; `specification` checks them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toggle_edge.config import Format
+from toggle_edge.errors import ConfigError, ProfileError
+
+__all__ = ["BUDGET_KEYS", "MODES", "Mode", "ProbeCounts", "Profile", "builtin_profiles", "load_profile"]
+
+MODES = ("strict", "optimal", "relaxed")
+BUDGET_KEYS = ("artifact_bytes", "memory_bytes", "ttft_ms", "decode_ms_p50", "energy_mj_per_token")
+"""Measurements that a budget may limit, each from above."""
+
+_SECTIONS = ("properties", "modes", "search", "probes", "budget", "default_mode")
+_THRESHOLD = re.compile(r"\bthreshold\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a mode asks for: AvgPP in percent, share of probes that must satisfy, how far thresholds relax."""
+
+    avgpp: float
+    coverage: float
+    relax: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCounts:
+    """How many probes search and certificate use, and the fewest steps that each must have."""
+
+    search: int
+    certificate: int
+    min_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A contract and the bounds of the search for it.
+
+    `properties` maps each property to its formula's text with the threshold filled in, before any mode
+    relaxes it. `formats` is the menu the search draws from, as texts. `budget` maps some of `BUDGET_KEYS` to
+    upper limits; an absent one is unlimited.
+    """
+
+    name: str
+    properties: Mapping[str, str]
+    modes: Mapping[str, Mode]
+    default_mode: str
+    formats: tuple[str, ...]
+    probes: ProbeCounts
+    budget: Mapping[str, float]
+
+
+def builtin_profiles() -> dict[str, Path]:
+    """The profiles that come with toggle-edge, by name: of an installed wheel, else of the checkout."""
+    package = Path(__file__).resolve().parent
+    packed = package / "_data" / "profiles"
+    folder = packed if packed.is_dir() else package.parent / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a built-in profile by name, or any profile by a path that ends in `.toml` or has a separator.
+
+    Raises ProfileError naming the file, the key, what was expected and the nearest known key.
+    """
+    path = Path(name_or_path)
+    if isinstance(name_or_path, str) and path.suffix != ".toml" and path.name == name_or_path:
+        known = builtin_profiles()
+        if name_or_path not in known:
+            raise ProfileError(
+                f"profile: expected {_one_of(known)} or a path to a .toml file, got {name_or_path!r}"
+                f"{nearest(name_or_path, known)}"
+            )
+        path = known[name_or_path]
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ProfileError(f"{path}: expected a readable profile: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ProfileError(f"{path}: expected TOML in UTF-8: {exc}") from exc
+    return _profile(_Table(path, "", data))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?` for the closest known word, empty when none is close."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _profile(table: _Table) -> Profile:
+    table.only(_SECTIONS)
+    properties = table.table("properties")
+    modes = table.table("modes")
+    modes.only(MODES)
+    search = table.table("search")
+    search.only(("formats",))
+    probes = table.table("probes")
+    probes.only(("search", "certificate", "min_steps"))
+    budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
+    budget.only(BUDGET_KEYS)
+    if not properties.data:
+        raise properties.error("", "expected at least one property, as in [properties.coherence]")
+    default_mode = table.text("default_mode")
+    if default_mode not in MODES:
+        raise table.error(
+            "default_mode", f"expected {_one_of(MODES)}, got {default_mode!r}{nearest(default_mode, MODES)}"
+        )
+    return Profile(
+        name=table.path.stem,
+        properties={name: _property(properties.table(name)) for name in properties.data},
+        modes={name: _mode(modes.table(name)) for name in MODES},
+        default_mode=default_mode,
+        formats=_formats(search),
+        probes=ProbeCounts(probes.count("search"), probes.count("certificate"), probes.count("min_steps")),
+        budget={key: budget.number(key, 0.0, math.inf) for key in budget.data},
+    )
+
+
+def _property(table: _Table) -> str:
+    """The formula's text with `threshold` replaced by its value."""
+    table.only(("formula", "threshold"))
+    formula = table.text("formula")
+    if "threshold" not in table.data:
+        if _THRESHOLD.search(formula):
+            raise table.error("threshold", "expected a number, since the formula names it; got nothing")
+        return formula
+    threshold = table.number("threshold", -math.inf, math.inf)
+    if not _THRESHOLD.search(formula):
+        raise table.error("formula", f"expected it to name `threshold`, which is given; got {formula!r}")
+    return _THRESHOLD.sub(repr(threshold), formula)
+
+
+def _mode(table: _Table) -> Mode:
+    table.only(("avgpp", "coverage", "relax"))
+    mode = Mode(
+        table.number("avgpp", 0.0, 100.0), table.number("coverage", 0.0, 1.0), table.number("relax", 0.0, 1.0)
+    )
+    if mode.coverage == 0.0:
+        raise table.error(
+            "coverage", "expected a share above 0: a mode that asks for no probe promises nothing"
+        )
+    return mode
+
+
+def _formats(table: _Table) -> tuple[str, ...]:
+    value = table.value("formats")
+    if not isinstance(value, list) or not value:
+        raise table.error("formats", f'expected a list such as ["int4-g32", "fp16"], got {value!r}')
+    for item in value:
+        try:
+            Format.parse(str(item))
+        except ConfigError as exc:
+            raise table.error("formats", str(exc)) from exc
+    if len(set(value)) < len(value):
+        raise table.error("formats", f"expected each format once, got {value!r}")
+    return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One TOML table with the place it came from, for errors."""
+
+    path: Path
+    key: str
+    data: Mapping[str, object]
+
+    def error(self, key: str, message: str) -> ProfileError:
+        return ProfileError(f"{self.path}: {'.'.join(part for part in (self.key, key) if part)}: {message}")
+
+    def only(self, known: Iterable[str]) -> None:
+        for key in self.data:
+            if key not in known:
+                raise self.error(key, f"unknown key; expected {_one_of(known)}{nearest(key, known)}")
+
+    def value(self, key: str) -> object:
+        if key not in self.data:
+            raise self.error(key, f"missing{nearest(key, self.data)}")
+        return self.data[key]
+
+    def table(self, key: str) -> _Table:
+        value = self.value(key)
+        inner = f"{self.key}.{key}" if self.key else key
+        if not isinstance(value, dict):
+            raise self.error(key, f"expected a table [{inner}], got {value!r}")
+        return _Table(self.path, inner, value)
+
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str):
+            raise self.error(key, f"expected text, got {value!r}")
+        return value
+
+    def number(self, key: str, least: float, most: float) -> float:
+        value = self.value(key)
+        # TOML has booleans, nan and inf; none of them is a threshold, and bool is an int to Python.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.error(key, f"expected a finite number, got {value!r}")
+        if not least <= value <= most:
+            raise self.error(key, f"expected a number from {least:g} to {most:g}, got {value!r}")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(key, f"expected a whole number >= 1, got {value!r}")
+        return value
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return "one of " + ", ".join(words)

@@ -1,0 +1,257 @@
+"""What a person reads: decided, on what evidence, what to do next. At most 100 columns, colour never alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol, TypedDict, TypeGuard
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from toggle_runtime.records import MARGINAL, PASS, SATISFIED, UNSET, VIOLATED, Argmin, Measurement
+
+from toggle_edge.report.loop import CandidateResult, LoopResult
+
+WIDTH = 100
+
+
+class _Title(TypedDict):
+    title_justify: Literal["left"]
+    width: int
+
+
+_TITLE: _Title = {"title_justify": "left", "width": WIDTH}
+_STYLES = {SATISFIED: "green", MARGINAL: "yellow", VIOLATED: "red", UNSET: "red"}
+
+
+class _Measured(Protocol):
+    """A measurement that has a value."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def ci95(self) -> list[float] | None: ...
+
+
+def print_loop(result: LoopResult, console: Console) -> None:
+    """The whole result of one turn of the loop."""
+    console.print(_front_table(result))
+    console.print(_verdict_table(result, result.default_mode))
+    for heading, sentence in _evidence(result):
+        _print_entry(console, heading, sentence)
+    console.print()
+    console.print(_selection_table(result))
+    for mode, sentence in result.explanations.items():
+        _print_entry(console, mode, sentence)
+    for note in _shared_selections(result):
+        _print_entry(console, "", note)
+    console.print()
+    style = "bold green" if result.outcome == PASS else "bold red"
+    console.print(Text(result.outcome, style=style), Text(result.reason or ""), highlight=False)
+    _print_entry(console, "next", _next_step(result))
+
+
+def _print_entry(console: Console, heading: str, sentence: str) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=11, no_wrap=True)
+    grid.add_column(width=WIDTH - 12)
+    grid.add_row(heading, Text(sentence))
+    console.print(grid)
+
+
+def _front_table(result: LoopResult) -> Table:
+    title = "predicted (P) on the host, measured (M) on the device; P and M mark the fronts"
+    table = Table(box=SIMPLE_HEAD, title=title, **_TITLE)
+    rows = (result.baseline, *result.candidates)
+    energy = any(_has(row.measured.get("energy_mj_per_token")) for row in rows)
+    table.add_column("", no_wrap=True, min_width=9)
+    table.add_column("layers at\n2/4/8/16 bit", no_wrap=True, min_width=12)
+    widths = {"proxy": 6, "MB": 5, "AvgPP": 6, "decode ms [95 %]": 20, "TTFT\nms": 5, "peak\nMB": 4}
+    for heading, width in (*widths.items(), *([("mJ per\ntoken", 6)] if energy else [])):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    table.add_column("front", no_wrap=True, min_width=5)
+    for row in rows:
+        fronts = {"P": result.predicted_front, "M": result.measured_front}
+        table.add_row(
+            row.id,
+            _layers_by_bits(row),
+            f"{row.predicted.proxy_flops_ratio:.2f}×",
+            f"{row.artifact_bytes / 1e6:.2f}",
+            _number(row.avgpp, 2),
+            _interval(row.measured.get("decode_ms_p50"), 3),
+            _value(row.measured.get("ttft_ms"), 2),
+            _value(row.measured.get("memory_bytes"), 0, 1e-6),
+            *([_value(row.measured.get("energy_mj_per_token"), 2)] if energy else []),
+            " ".join(letter for letter, ids in fronts.items() if row.id in ids),
+        )
+    return table
+
+
+def _layers_by_bits(row: CandidateResult) -> str:
+    counts = Counter(fmt.bits for _, fmt in row.config)
+    return "/".join(str(counts[bits]) for bits in (2, 4, 8, 16))
+
+
+def _verdict_table(result: LoopResult, mode: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=f"the contract on the device, mode {mode}", **_TITLE)
+    table.add_column("property", no_wrap=True, min_width=24)
+    table.add_column("verdict", no_wrap=True, min_width=9)
+    for heading in ("robustness", "host said"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    table.add_column("binding at")
+    for candidate in result.candidates:
+        judged, host = candidate.modes.get(mode), candidate.host_modes.get(mode)
+        if judged is None:
+            table.add_row(Text(candidate.id, style="bold"), candidate.outcome, "", "", candidate.reason or "")
+            continue
+        coverage = judged.coverage
+        table.add_row(
+            Text(candidate.id, style="bold"),
+            Text(judged.verdict, style=_STYLES[judged.verdict]),
+            _signed(judged.robustness),
+            _signed(host.robustness if host else None),
+            f"{coverage.satisfied} of {coverage.probes} probes, needs {coverage.required}; "
+            + ("certified" if candidate.certified else "NOT certified"),
+        )
+        host_said = {verdict.property: verdict.robustness for verdict in host.verdicts} if host else {}
+        for index, verdict in enumerate(judged.verdicts):
+            # Where all is well the words around the step would only be in the way.
+            excerpts = {} if verdict.verdict == SATISFIED else result.excerpts
+            table.add_row(
+                f"  {verdict.property.replace('_', ' ')}",
+                Text(verdict.verdict, style=_STYLES[verdict.verdict]),
+                _signed(verdict.robustness),
+                _signed(host_said.get(verdict.property)),
+                Text(verdict.reason or _place(verdict.argmin, excerpts)),
+                end_section=index + 1 == len(judged.verdicts),
+            )
+    return table
+
+
+def _evidence(result: LoopResult) -> Iterator[tuple[str, str]]:
+    chosen = result.selected[result.default_mode].id
+    if chosen is not None:
+        ours, baseline = result.candidate(chosen), result.baseline
+        yield (
+            "size",
+            (
+                f"{chosen} {ours.artifact_bytes / 1e6:.2f} MB, fp16 baseline {baseline.artifact_bytes / 1e6:.2f} MB: "
+                f"{ours.artifact_bytes / baseline.artifact_bytes:.2f} of it"
+            ),
+        )
+        times = ours.measured.get("decode_ms_p50"), baseline.measured.get("decode_ms_p50")
+        yield (
+            "decode",
+            (
+                f"{chosen} {_interval(times[0], 3)} ms, fp16 baseline {_interval(times[1], 3)} ms: {_compared(*times)}"
+            ),
+        )
+        if ours.certificate is not None:
+            agrees = (
+                "RTAMT, judging the traces again, agrees in every number"
+                if ours.certified
+                else "NOT certified"
+            )
+            yield "certified", f"{chosen}: {agrees}. {ours.certificate.bounds[result.default_mode].statement}"
+    energy = result.baseline.measured.get("energy_mj_per_token")
+    if energy is not None and energy.reason:
+        yield "energy", f"unavailable: {energy.reason}"
+    yield (
+        "proxy",
+        (
+            f"Kendall's tau between proxy FLOPs and measured decode time is {_number(result.kendall_tau, 2)} over "
+            f"{len(result.candidates) + 1} artifacts: 1 would rank them alike, 0 says nothing"
+        ),
+    )
+    yield (
+        "AvgPP",
+        (
+            "the mean of 1 - jsd, attention, context and min(1, factual) over probes and steps; the paper's own "
+            "formula is not public"
+        ),
+    )
+
+
+def _shared_selections(result: LoopResult) -> Iterator[str]:
+    for chosen in {choice.id: None for choice in result.selected.values() if choice.id}:
+        modes = [mode for mode, choice in result.selected.items() if choice.id == chosen]
+        if len(modes) > 1:
+            yield f"{' and '.join(modes)} select the same candidate, {chosen}"
+
+
+def _next_step(result: LoopResult) -> str:
+    chosen = result.selected[result.default_mode].id
+    if chosen is None:
+        return "toggle-edge demo --trials 60 --seed 1    (a longer search, with another seed)"
+    return (
+        f"the selected config: {result.config_files[chosen]}    all of this as JSON: toggle-edge demo --json"
+    )
+
+
+def _compared(ours: Measurement | None, baseline: Measurement | None) -> str:
+    if not _has(ours) or not _has(baseline) or not ours.ci95 or not baseline.ci95:
+        return "not comparable, since an interval is missing"
+    low, high = sorted((ours, baseline), key=lambda measurement: measurement.value)
+    if not (low.ci95 and high.ci95 and low.ci95[1] < high.ci95[0]):
+        return "no difference that the intervals can tell; a model this small may gain nothing"
+    ratio = high.value / low.value
+    if low is ours:
+        return f"{ratio:.2f}× faster than the baseline"
+    return f"{ratio:.2f}× slower than the baseline; a model this small may gain nothing"
+
+
+def _selection_table(result: LoopResult) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="what each mode selects", **_TITLE)
+    for heading in ("mode", "by proxy", "now"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("AvgPP", "MB", "decode ms [95 %]", "proxy"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for mode, choice in result.selected.items():
+        cells = ["", "", "", ""]
+        if choice.id is not None:
+            candidate = result.candidate(choice.id)
+            cells = [
+                _number(candidate.avgpp, 2),
+                f"{candidate.artifact_bytes / 1e6:.2f}",
+                _interval(candidate.measured.get("decode_ms_p50"), 3),
+                f"{candidate.predicted.proxy_flops_ratio:.2f}×",
+            ]
+        table.add_row(mode, result.predicted_selection[mode] or "none", choice.id or "none", *cells)
+    return table
+
+
+def _place(argmin: Argmin | None, excerpts: Mapping[tuple[int, int], str]) -> str:
+    if argmin is None:
+        return "-"
+    layer = "" if argmin.layer is None else f", layer {argmin.layer}"
+    words = excerpts.get((argmin.probe, argmin.step))
+    return f"probe {argmin.probe}, step {argmin.step}{layer}" + (f' "{words}"' if words else "")
+
+
+def _has(measurement: Measurement | None) -> TypeGuard[_Measured]:
+    return measurement is not None and measurement.value is not None
+
+
+def _interval(measurement: Measurement | None, digits: int) -> str:
+    if measurement is None or measurement.value is None:
+        return "unavailable"
+    if measurement.ci95 is None:
+        return f"{measurement.value:.{digits}f}"
+    low, high = measurement.ci95
+    return f"{measurement.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _value(measurement: Measurement | None, digits: int, factor: float = 1.0) -> str:
+    if measurement is None or measurement.value is None:
+        return "n/a"
+    return f"{measurement.value * factor:.{digits}f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"

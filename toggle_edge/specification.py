@@ -1,0 +1,49 @@
+"""Profile to specification: each mode's formulas, with its thresholds relaxed, as the device reads them."""
+
+from __future__ import annotations
+
+from toggle_runtime.records import ModeSpecification
+from toggle_runtime.stl import Formula, FormulaError, horizon, parse, relaxed, signals_of
+
+from toggle_edge.errors import ProfileError
+from toggle_edge.profiles import Profile, nearest
+
+__all__ = ["SIGNALS", "specification_of"]
+
+SIGNALS = ("jsd", "attention", "context", "factual")
+"""The signals that host and device compute; a formula may read these and no others."""
+
+
+def specification_of(profile: Profile) -> dict[str, ModeSpecification]:
+    """The specification of every mode, formulas as text with their thresholds relaxed for that mode.
+
+    Raises ProfileError when a formula cannot be read, reads an unknown signal, or needs more steps than the
+    profile asks of a probe, so that it could never be given a value.
+    """
+    formulas = {name: _formula(profile, name, text) for name, text in profile.properties.items()}
+    return {
+        mode: ModeSpecification(
+            properties={name: str(relaxed(formula, bounds.relax)) for name, formula in formulas.items()},
+            coverage=bounds.coverage,
+            avgpp=bounds.avgpp,
+        )
+        for mode, bounds in profile.modes.items()
+    }
+
+
+def _formula(profile: Profile, name: str, text: str) -> Formula:
+    where = f"profile {profile.name!r}: properties.{name}"
+    try:
+        formula = parse(text)
+    except FormulaError as exc:
+        raise ProfileError(f"{where}: {exc}") from exc
+    for signal in sorted(signals_of(formula).difference(SIGNALS)):
+        raise ProfileError(
+            f"{where}: expected signals among {', '.join(SIGNALS)}, got {signal!r}{nearest(signal, SIGNALS)}"
+        )
+    if horizon(formula) >= profile.probes.min_steps:
+        raise ProfileError(
+            f"{where}: the formula needs {horizon(formula) + 1} steps, probes have "
+            f"{profile.probes.min_steps}; shorten its intervals or raise probes.min_steps"
+        )
+    return formula

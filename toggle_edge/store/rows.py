@@ -1,0 +1,102 @@
+"""What the store hands out, and how rows become values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from toggle_runtime.records import Manifest, Measurement, RunRecord
+
+from toggle_edge.config import Config
+from toggle_edge.errors import StoreError
+from toggle_edge.search.trial import Observation, Trial
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    """A search and what identifies it. `created` is ISO 8601 in UTC."""
+
+    id: int
+    name: str
+    model: str
+    model_digest: str
+    profile: str
+    target: str
+    seed: int
+    created: str
+
+
+@dataclass(frozen=True)
+class StoredBundle:
+    """A bundle exported for a study."""
+
+    study: int
+    digest: str
+    config_digest: str
+    artifact_bytes: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as it came home. `certified` is None when nobody has certified it; `traces` is a path or None."""
+
+    study: int
+    device: str
+    record: RunRecord
+    measurements: Mapping[str, Measurement]
+    certified: bool | None
+    certificate: Mapping[str, object] | None
+    traces: str | None
+    created: str
+
+
+def trial_of(row: sa.RowMapping) -> Trial:
+    """A row of `trials`. Raises StoreError if its config does not match its digest."""
+    config = Config.from_json(row["config"])
+    if config.digest != row["config_digest"]:
+        raise StoreError(
+            f"store: trial {row['index']}: the config does not match its digest; restore a backup"
+        )
+    observation = Observation(row["proxy_flops"], row["avgpp"], row["robustness"], row["feasible"])
+    return Trial(row["index"], config, row["origin"], observation, row["payload"])
+
+
+def trial_row(trial: Trial) -> dict[str, object]:
+    """A trial as a row of `trials`, without its study."""
+    observation = trial.observation
+    return {
+        "index": trial.index,
+        "config_digest": trial.config.digest,
+        "config": trial.config.to_json(),
+        "origin": trial.origin,
+        "proxy_flops": observation.proxy_flops,
+        "avgpp": observation.avgpp,
+        "robustness": dict(observation.robustness),
+        "feasible": dict(observation.feasible),
+        "payload": dict(trial.payload),
+    }
+
+
+def measurement_row(run: str, name: str, measurement: Measurement) -> dict[str, object]:
+    """A measurement as a row of `measurements`."""
+    low, high = measurement.ci95 or (None, None)
+    return {
+        "run": run,
+        "name": name,
+        "value": measurement.value,
+        "unit": measurement.unit,
+        "method": measurement.method,
+        "n": measurement.n,
+        "low": low,
+        "high": high,
+        "status": measurement.status,
+        "reason": measurement.reason,
+    }
+
+
+def measurement_of(row: sa.RowMapping) -> Measurement:
+    """A row of `measurements`. Raises RecordError if its value and status do not fit."""
+    ci95 = None if row["low"] is None else [row["low"], row["high"]]
+    return Measurement(row["value"], row["unit"], row["method"], row["n"], ci95, row["status"], row["reason"])
