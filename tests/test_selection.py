@@ -8,6 +8,7 @@ from toggle_runtime.records import Measurement, unavailable
 
 from toggle_edge.selection import Contender, measured_front, select, why_changed
 
+BROKEN = "VIOLATED: 51 of 59 probes satisfy optimal, it needs 57"
 NO_METER = unavailable("mJ", "rapl", "no meter here")
 
 
@@ -35,7 +36,7 @@ def contender(
         else Measurement(memory, "bytes", "VmHWM", 3),
         "energy_mj_per_token": NO_METER if energy is None else Measurement(energy, "mJ", "rapl", 3),
     }
-    return Contender(name, avgpp, size, measured, {"optimal": ok}, flops)
+    return Contender(name, avgpp, size, measured, {"optimal": None if ok else BROKEN}, flops)
 
 
 def test_the_front_keeps_what_is_best_in_something() -> None:
@@ -110,9 +111,7 @@ def test_a_budget_that_is_just_met_is_met() -> None:
 
 def test_nothing_unknown_is_selected() -> None:
     assert select([], "optimal", {}).id is None
-    assert select([contender("x", 1.0)], "strict", {}).rejected == {
-        "x": "does not satisfy strict on the device"
-    }
+    assert select([contender("x", 1.0)], "strict", {}).rejected == {"x": "was not judged under strict"}
     choice = select([contender("x", None)], "optimal", {})
     assert choice.id is None
     assert "the worker died" in choice.reason
@@ -143,7 +142,7 @@ def test_why_it_changed() -> None:
 
 def test_why_the_predicted_one_fell_out() -> None:
     broken, other = contender("broken", 1.0, ok=False), contender("other", 2.0)
-    assert "broken fell out on the device (does not satisfy optimal" in explain("broken", [broken, other])
+    assert "broken fell out on the device (VIOLATED: 51 of 59" in explain("broken", [broken, other])
     assert "other takes its place" in explain("broken", [broken, other])
     assert "nothing else qualifies" in explain("broken", [broken])
     assert "was not measured" in explain("gone", [other])

@@ -18,16 +18,16 @@ DECODE, MEMORY, ENERGY = "decode_ms_p50", "memory_bytes", "energy_mj_per_token"
 class Contender:
     """A candidate that ran on the device.
 
-    `avgpp` is in percent, None if it could not be judged. `satisfied` says by mode whether the contract held
-    on the device and was certified; a mode that is missing counts as not satisfied. `proxy_flops` is the
-    predicted cost.
+    `avgpp` is in percent, None if it could not be judged. `shortfall` says by mode why the contract
+    did not hold on the device or was not certified, None where it did; a mode that is missing counts as not
+    satisfied. `proxy_flops` is the predicted cost.
     """
 
     id: str
     avgpp: float | None
     artifact_bytes: int
     measured: Mapping[str, Measurement]
-    satisfied: Mapping[str, bool]
+    shortfall: Mapping[str, str | None]
     proxy_flops: float
 
 
@@ -122,8 +122,9 @@ def why_changed(predicted_id: str | None, choice: Choice, contenders: Sequence[C
 
 
 def _rejection(contender: Contender, mode: str, budget: Mapping[str, float]) -> str | None:
-    if not contender.satisfied.get(mode, False):
-        return f"does not satisfy {mode} on the device"
+    shortfall = contender.shortfall.get(mode, f"was not judged under {mode}")
+    if shortfall is not None:
+        return shortfall
     for name, limit in budget.items():
         value = contender.artifact_bytes if name == "artifact_bytes" else _value(contender, name)
         if value is None:

@@ -1,35 +1,29 @@
 """The wire contract between host and device: what a bundle says, and what a run brings home.
 
-Records are frozen values; `to_json` and `from_json` are the only way in and out. A reader takes nothing on
-trust: an unknown version, an unknown or missing key, a wrong type, a NaN or an infinity raises `RecordError`
-with the path of the offending field. Standard library only, Python 3.8.
+Records are frozen values; `to_json` and `from_json` (from `codec`) are the only way in and out. Standard library
+only, Python 3.8.
 
 Signs and units: robustness `>= 0` is satisfied; every quantity carries its unit in its name or in `unit`.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Type, TypeVar, Union, get_type_hints
+from typing import Dict, List, Optional
 
-FORMAT_VERSION = 1
-"""Version of the manifest and of the run record. A reader refuses every other."""
+from toggle_runtime.codec import FORMAT_VERSION as FORMAT_VERSION
+from toggle_runtime.codec import RecordError as RecordError
+from toggle_runtime.codec import check_path as check_path
+from toggle_runtime.codec import digest_of as digest_of
+from toggle_runtime.codec import from_data as from_data
+from toggle_runtime.codec import from_json as from_json
+from toggle_runtime.codec import require_version
+from toggle_runtime.codec import to_json as to_json
 
 SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNSET"
 PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
 OK, UNAVAILABLE = "ok", "unavailable"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-Record = TypeVar("Record")
-
-
-class RecordError(ValueError):
-    """A record is not what the format says: the message holds the field's path, what was expected, what came."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class Manifest:
     environment: Dict[str, str]
 
     def __post_init__(self) -> None:
-        _require_version(self.version, "manifest")
+        require_version(self.version, "manifest")
         for path in self.files:
             check_path(path)
         if self.default_mode not in self.specification:
@@ -216,7 +210,7 @@ class RunRecord:
     modules: List[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require_version(self.version, "run record")
+        require_version(self.version, "run record")
 
 
 @dataclass(frozen=True)
@@ -241,110 +235,3 @@ class Measurement:
 def unavailable(unit: str, method: str, reason: str) -> Measurement:
     """A quantity that could not be measured, and why."""
     return Measurement(None, unit, method, 0, None, UNAVAILABLE, reason)
-
-
-def to_json(record: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN. Equal records give equal bytes.
-
-    Raises RecordError when a number is not finite.
-    """
-    try:
-        return json.dumps(
-            dataclasses.asdict(record),
-            sort_keys=True,
-            separators=(",", ":"),
-            allow_nan=False,
-            ensure_ascii=False,
-        )
-    except ValueError as exc:
-        raise RecordError(f"{type(record).__name__}: expected finite numbers: {exc}") from exc
-
-
-def from_json(kind: Type[Record], text: str) -> Record:
-    """Read one record strictly. Raises RecordError on malformed JSON or any field that does not fit."""
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
-        raise RecordError(f"{kind.__name__}: expected JSON, got {text[:60]!r}: {exc}") from exc
-    return from_data(kind, data)
-
-
-def from_data(kind: Type[Record], data: Any) -> Record:
-    """Like `from_json`, from already parsed JSON."""
-    decoded: Record = _decode(kind, data, kind.__name__)
-    return decoded
-
-
-def digest_of(text: str) -> str:
-    """SHA-256 of a text's UTF-8 bytes, as a bundle's name is made from its manifest."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def check_path(path: str) -> str:
-    """Return `path` if it stays inside the bundle: relative, `/`-separated, plain names, no `..`.
-
-    Raises RecordError otherwise: a manifest comes over the wire, and a path from it is written to disk.
-    """
-    if len(path) > 240 or not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
-        raise RecordError(f"path: expected a relative path of plain names inside the bundle, got {path!r}")
-    return path
-
-
-def _require_version(version: int, what: str) -> None:
-    if version != FORMAT_VERSION:
-        raise RecordError(
-            f"{what} version: this side reads {FORMAT_VERSION}, got {version!r}; upgrade the older side"
-        )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
-
-
-def _decode(kind: Any, data: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, data, path)
-    origin: Any = getattr(kind, "__origin__", None)
-    arguments: Any = getattr(kind, "__args__", ())
-    if origin is Union:  # Optional[X]: the only union in this module
-        return None if data is None else _decode(arguments[0], data, path)
-    if origin is list:
-        _expect(isinstance(data, list), "a list", data, path)
-        return [_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(data)]
-    if origin is dict:
-        _expect(isinstance(data, dict), "an object", data, path)
-        return {key: _decode(arguments[1], value, f"{path}.{key}") for key, value in data.items()}
-    if kind is float:
-        _expect(isinstance(data, (int, float)) and not isinstance(data, bool), "a number", data, path)
-        _expect(math.isfinite(data), "a finite number", data, path)
-        return float(data)
-    _expect(
-        isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), kind.__name__, data, path
-    )
-    return data
-
-
-def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
-    _expect(isinstance(data, dict), "an object", data, path)
-    # The version first: an unknown version explains every other difference.
-    if "version" in data:
-        _require_version(data["version"], path)
-    hints = get_type_hints(kind)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise RecordError(f"{path}: unknown key {unknown[0]!r}; known: {sorted(hints)}")
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in data
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise RecordError(f"{path}: missing key {missing[0]!r}")
-    return kind(**{key: _decode(hints[key], value, f"{path}.{key}") for key, value in data.items()})
-
-
-def _expect(condition: bool, wanted: str, data: Any, path: str) -> None:
-    if not condition:
-        raise RecordError(f"{path}: expected {wanted}, got {str(data)[:60]!r} ({type(data).__name__})")

@@ -63,6 +63,7 @@ def loop() -> LoopResult:
         study="demo-0",
         device="this-machine",
         transport="ssh",
+        conditions={"cpu_model": "Cortex-A78AE", "governor_before": "schedutil", "onnxruntime": "1.31.1"},
         default_mode="optimal",
         trials=36,
         feasible_trials=20,
@@ -101,6 +102,8 @@ def test_a_violation_is_shown_with_its_place_and_what_the_host_said() -> None:
 
 def test_what_was_decided_stands_with_its_evidence() -> None:
     text = printed(loop())
+    assert "this-machine over ssh, host key pinned" in text
+    assert "Cortex-A78AE, governor schedutil, load unavailable" in text
     assert "0.500 [0.490, 0.510] ms, fp16 baseline 1.000 [0.980, 1.020] ms: 2.00× faster" in text
     assert "0.55 of it" in text
     assert "unavailable: no meter on this device" in text

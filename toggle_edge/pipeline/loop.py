@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.records import (
+    ERROR,
     FAIL,
     MARGINAL,
     PASS,
@@ -25,7 +26,7 @@ from toggle_edge.bundle import Bundle, build_bundle
 from toggle_edge.certify import Certificate, certify
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP16, Config, Format
-from toggle_edge.cost import predicted_cost, proxy_flops_ratio
+from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import CertificationError
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.export import Skeleton, build_skeleton, exporter_for
@@ -217,13 +218,26 @@ class Judged:
     outcome: str
     reason: str | None
 
-    def satisfies(self, mode: str, specification: Mapping[str, ModeSpecification]) -> bool:
-        """Certified, judged SATISFIED or MARGINAL on the device, and at the mode's AvgPP target there."""
-        if self.certificate is None or not self.certificate.certified or mode not in self.modes:
-            return False
-        verdict = self.modes[mode]
-        reached = verdict.avgpp is not None and verdict.avgpp >= specification[mode].avgpp
-        return reached and verdict.verdict in (SATISFIED, MARGINAL)
+    def shortfall(self, mode: str, specification: Mapping[str, ModeSpecification]) -> str | None:
+        """Why the candidate may not be selected for `mode`; None when it may.
+
+        It may when it is certified, SATISFIED or MARGINAL on the device, and at the mode's AvgPP target there.
+        """
+        if mode not in self.modes:
+            return f"the run ended with {self.outcome}"
+        if self.certificate is None or not self.certificate.certified:
+            return "its verdict was not certified"
+        verdict, target = self.modes[mode], specification[mode].avgpp
+        if verdict.verdict not in (SATISFIED, MARGINAL):
+            coverage = verdict.coverage
+            return (
+                f"{verdict.verdict}: {coverage.satisfied} of {coverage.probes} probes satisfy {mode}, "
+                f"it needs {coverage.required}"
+            )
+        if verdict.avgpp is None or verdict.avgpp < target:
+            reached = "unknown" if verdict.avgpp is None else f"{verdict.avgpp:.2f}"
+            return f"AvgPP is {reached}, {mode} needs {target:g}"
+        return None
 
 
 def judge_run(
@@ -245,11 +259,11 @@ def judge_run(
         )
         _require_probes(run, prepared)
     except (SignalsError, CertificationError) as exc:
-        return Judged(record, summary, {}, None, "ERROR", f"the traces cannot be certified: {exc}")
+        return Judged(record, summary, {}, None, ERROR, f"the traces cannot be certified: {exc}")
     modes = {verdict.mode: verdict for verdict in record.modes}
     if not certificate.certified:
         reason = f"device and RTAMT disagree: {certificate.disagreements[0]}"
-        return Judged(record, summary, modes, certificate, "ERROR", reason)
+        return Judged(record, summary, modes, certificate, ERROR, reason)
     return Judged(record, summary, modes, certificate, record.outcome, record.reason)
 
 
@@ -257,8 +271,3 @@ def _require_probes(traces: Sequence[object], prepared: Prepared) -> None:
     expected = len(prepared.probes.certificate)
     if len(traces) != expected:
         raise CertificationError(f"expected traces of {expected} certificate probes, got {len(traces)}")
-
-
-def flops_ratio(prepared: Prepared, config: Config) -> float:
-    """Baseline's proxy FLOPs over the config's."""
-    return proxy_flops_ratio(prepared.model.layers, config)

@@ -66,15 +66,20 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Everything `toggle-edge demo` shows. `selected` maps each mode to the measured choice, `predicted_selection`
-    to the id that the proxy would have chosen, `explanations` to one sentence on the difference. `excerpts` maps
-    a probe and a step to the words around it, the predicted token in brackets."""
+    """Everything `toggle-edge demo` shows.
+
+    `conditions` is what the device said of itself while the baseline ran (processor, governor, load, engine);
+    what it could not read says `unavailable: ...`. `selected` maps each mode to the measured choice,
+    `predicted_selection` to the id that the proxy would have chosen, `explanations` to one sentence on the
+    difference. `excerpts` maps a probe and a step to the words around it, the predicted token in brackets.
+    """
 
     outcome: str
     reason: str | None
     study: str
     device: str
     transport: str
+    conditions: Mapping[str, str]
     default_mode: str
     trials: int
     feasible_trials: int
@@ -101,6 +106,7 @@ def loop_json(result: LoopResult) -> dict[str, object]:
         "reason": result.reason,
         "study": result.study,
         "device": {"name": result.device, "transport": result.transport},
+        "conditions": dict(result.conditions),
         "mode": result.default_mode,
         "baseline": {
             "artifact_bytes": result.baseline.artifact_bytes,

@@ -37,6 +37,9 @@ class _Measured(Protocol):
 
 def print_loop(result: LoopResult, console: Console) -> None:
     """The whole result of one turn of the loop."""
+    for heading, sentence in _setting(result):
+        _print_entry(console, heading, sentence)
+    console.print()
     console.print(_front_table(result))
     console.print(_verdict_table(result, result.default_mode))
     for heading, sentence in _evidence(result):
@@ -59,6 +62,23 @@ def _print_entry(console: Console, heading: str, sentence: str) -> None:
     grid.add_column(width=WIDTH - 12)
     grid.add_row(heading, Text(sentence))
     console.print(grid)
+
+
+def _setting(result: LoopResult) -> Iterator[tuple[str, str]]:
+    link = "over ssh, host key pinned" if result.transport == "ssh" else "local transport, without SSH"
+    yield "device", f"{result.device} {link}"
+    known = {key: value.split(":")[0] for key, value in result.conditions.items()}
+    processor, governor = known.get("cpu_model"), known.get("governor_before")
+    load = " then ".join(known[key] for key in ("load_average_before", "load_average_after") if key in known)
+    engine = f"onnxruntime {known.get('onnxruntime')} ({known.get('execution_provider')})"
+    yield (
+        "conditions",
+        (
+            f"{processor or 'processor unavailable'}, governor {governor or 'unavailable'}, "
+            f"load {load or 'unavailable'}, {engine}"
+        ),
+    )
+    yield "search", f"{result.trials} configs evaluated, {result.feasible_trials} feasible in some mode"
 
 
 def _front_table(result: LoopResult) -> Table:
@@ -178,7 +198,7 @@ def _shared_selections(result: LoopResult) -> Iterator[str]:
     for chosen in {choice.id: None for choice in result.selected.values() if choice.id}:
         modes = [mode for mode, choice in result.selected.items() if choice.id == chosen]
         if len(modes) > 1:
-            yield f"{' and '.join(modes)} select the same candidate, {chosen}"
+            yield f"{', '.join(modes[:-1])} and {modes[-1]} select the same candidate, {chosen}"
 
 
 def _next_step(result: LoopResult) -> str:
