@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from toggle_edge import cli
 from toggle_edge.errors import CertificationError, ProfileError, ToggleEdgeError
+from toggle_edge.store import open_store
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -61,12 +63,14 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_not_a_verdict(tmp_path:
         (ToggleEdgeError("x"), 3),
         (ZeroDivisionError("x"), 3),
         (KeyboardInterrupt(), 130),
+        (EOFError("x"), 3),
+        (SystemExit(1), 3),
     ],
 )
 def test_an_error_exits_with_its_code_and_never_1(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> None:
+    def fail(**options: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
@@ -74,3 +78,25 @@ def test_an_error_exits_with_its_code_and_never_1(
         cli.main()
     assert stopped.value.code == code
     assert capsys.readouterr().out == ""
+
+
+def test_an_interrupt_exits_130_and_leaves_a_whole_store(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "toggle_edge", "demo", "--work", str(tmp_path / "work")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = next(line for line in process.stderr if line.startswith("baseline"))
+        assert "3/3" in seen
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert process.returncode == 130
+    # What was recorded is whole; what was not is simply not there.
+    with open_store(f"sqlite:///{tmp_path / 'work' / 'toggle-edge.sqlite'}") as store:
+        for study in store.studies():
+            assert [trial.index for trial in store.ledger(study.id).trials()] == []
+
+
+def test_no_arguments_show_the_help() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "demo" in done.stdout
+    assert "error" not in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from toggle_edge.cli import demo
 from toggle_edge.errors import ToggleEdgeError
@@ -32,14 +33,26 @@ def main() -> None:
 
     Exit code 1 means a verdict, so nothing unexpected may end with it.
     """
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
     try:
-        app()
+        # Not standalone: typer would end with 1 on a closed pipe or an end of file, which is no verdict.
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        if error.format_message():  # empty where the help was shown instead
+            print(f"error: {error.format_message()}; see --help", file=sys.stderr)
+        return 2
     except ToggleEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:  # the last line of defence: see the docstring
+        return 130
+    except SystemExit:  # typer's way out when whoever reads our output has gone
+        return 3
+    except Exception as error:  # the last line of defence: see `main`
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(3)
+        return 3
+    return code if isinstance(code, int) else 0

@@ -167,10 +167,12 @@ def _run_all(
     steps = len(plan.passes) - 1 + plan.restarts
     judged = {}
     for index, (name, entry) in enumerate(exported.items()):
-        done = index * steps
+        started = 0
 
-        def on_progress(event: Mapping[str, object], name: str = name, done: int = done) -> None:
-            report("device", done, len(exported) * steps, _note(name, event))
+        def on_progress(event: Mapping[str, object], name: str = name, before: int = index * steps) -> None:
+            nonlocal started
+            started += _starts_a_process(event)
+            report("device", before + max(0, started - 1), len(exported) * steps, _note(name, event))
 
         for_candidates = max(1, len(exported) - 1)
         result = run_bundle(device, entry.bundle, plan, work / "runs" / name, on_progress=on_progress)
@@ -193,8 +195,14 @@ def _run_all(
             certificate=dataclasses.asdict(certificate) if certificate else None,
             traces=str(result.traces) if result.traces else None,
         )
-        report("device", done + steps, len(exported) * steps, f"{name}: {judged[name].outcome}")
+        report("device", (index + 1) * steps, len(exported) * steps, f"{name}: {judged[name].outcome}")
     return judged
+
+
+def _starts_a_process(event: Mapping[str, object]) -> bool:
+    # A pass is one worker, but for latency, which starts a fresh one per restart.
+    latency = event.get("pass") == "latency"
+    return event.get("step") == ("restart" if latency else "started")
 
 
 def _note(name: str, event: Mapping[str, object]) -> str:
