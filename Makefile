@@ -4,7 +4,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first of these that runs: a name on the path may be a shim for a version that is not there.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
@@ -28,7 +29,7 @@ setup: $(VENV)/installed
 	@scripts/system-packages
 
 $(VENV)/installed: pyproject.toml requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else "error: toggle-edge needs Python 3.11 or 3.12, got %d.%d; run make PYTHON=python3.11" % v)'
+	@$(or $(PYTHON),$(error toggle-edge needs Python 3.11 or 3.12; install one, or run make PYTHON=/path/to/it)) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else "error: toggle-edge needs Python 3.11 or 3.12, got %d.%d; run make PYTHON=python3.11" % v)'
 	@echo "setting up $(VENV) (once; about 2 GB, 2 to 5 minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@# torch first: whatever else asks for it then finds this build instead of fetching another.

@@ -211,3 +211,23 @@ def test_candidates_are_recorded_trials(result: dict[str, Any], folder: Path) ->
     by_trial = {candidate["trial"]: candidate for candidate in result["candidates"]}
     for index, candidate in by_trial.items():
         assert trials[index].config.digest == candidate["config_digest"]
+
+
+def test_a_second_run_evaluates_nothing_again_and_makes_the_same_bundles(
+    result: dict[str, Any], folder: Path
+) -> None:
+    digests = {c["id"]: read_bundle(folder / "bundles" / c["id"]).digest for c in result["candidates"]}
+    arguments = [sys.executable, "-m", "toggle_edge", "demo", "--json", "--local", "--work", str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode in (0, 1), done.stderr[-3000:]
+    again = json.loads(done.stdout)
+    assert again["device"]["transport"] == "local"
+    assert [c["config_digest"] for c in again["candidates"]] == [
+        c["config_digest"] for c in result["candidates"]
+    ]
+    assert {c["id"]: read_bundle(folder / "bundles" / c["id"]).digest for c in again["candidates"]} == digests
+    with open_store(f"sqlite:///{folder / 'toggle-edge.sqlite'}") as store:
+        (study,) = store.studies()
+        assert len(store.ledger(study.id).trials()) == result["trials"]["evaluated"]
+        # What was measured again is new: both runs of every bundle are kept.
+        assert len(store.runs(study.id)) == 2 * len(store.bundles(study.id))

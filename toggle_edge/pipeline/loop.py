@@ -22,6 +22,7 @@ from toggle_runtime.records import (
 )
 from toggle_runtime.signals import SignalsError, read_traces, write_outputs
 
+from toggle_edge import __version__
 from toggle_edge.bundle import Bundle, build_bundle
 from toggle_edge.certify import Certificate, certify
 from toggle_edge.compress.bank import LayerBank
@@ -199,7 +200,7 @@ def export(
             specification=prepared.specification,
             default_mode=prepared.profile.default_mode,
             extra=extra,
-            environment={"exporter": TARGET, "model": prepared.model.digest},
+            environment={"toggle_edge": __version__, "exporter": TARGET, "model": prepared.model.digest},
         )
         if folder.exists():
             shutil.rmtree(folder)
