@@ -21,7 +21,9 @@ from toggle_runtime.signals import read_traces
 from toggle_edge.bundle import read_bundle
 from toggle_edge.certify import certify
 from toggle_edge.config import Config
+from toggle_edge.fleet.device import load_device
 from toggle_edge.fleet.sshd import sshd_path
+from toggle_edge.pipeline import demo
 from toggle_edge.store import open_store
 
 pytestmark = pytest.mark.timeout(900)
@@ -70,7 +72,8 @@ def test_the_loop_passes_over_ssh_where_sshd_is_there(result: dict[str, Any]) ->
     assert result["outcome"] == "PASS"
     expected = "ssh" if sshd_path() else "local"
     assert result["device"] == {"name": "this-machine", "transport": expected}
-    assert result["trials"]["evaluated"] >= 24
+    assert [trial["index"] for trial in result["trials"]] == list(range(36))
+    assert result["uniform"]["cheapest_feasible"]["proxy_flops_ratio"] < 4
     assert len(result["candidates"]) >= 4
 
 
@@ -148,7 +151,7 @@ def test_bundles_on_the_host_are_whole_and_share_their_probes(result: dict[str, 
 def test_everything_is_in_the_store(result: dict[str, Any], folder: Path) -> None:
     with open_store(f"sqlite:///{folder / 'toggle-edge.sqlite'}") as store:
         (study,) = store.studies()
-        assert len(store.ledger(study.id).trials()) == result["trials"]["evaluated"]
+        assert len(store.ledger(study.id).trials()) == len(result["trials"])
         runs = store.runs(study.id)
         assert len(runs) == len(store.bundles(study.id)) == len(result["candidates"]) + 1
         assert all(run.certified for run in runs)
@@ -228,6 +231,21 @@ def test_a_second_run_evaluates_nothing_again_and_makes_the_same_bundles(
     assert {c["id"]: read_bundle(folder / "bundles" / c["id"]).digest for c in again["candidates"]} == digests
     with open_store(f"sqlite:///{folder / 'toggle-edge.sqlite'}") as store:
         (study,) = store.studies()
-        assert len(store.ledger(study.id).trials()) == result["trials"]["evaluated"]
+        assert len(store.ledger(study.id).trials()) == len(result["trials"])
         # What was measured again is new: both runs of every bundle are kept.
         assert len(store.runs(study.id)) == 2 * len(store.bundles(study.id))
+
+
+def test_without_sshd_the_demo_says_so_and_uses_the_local_transport(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def report(stage: str, done: int, of: int, note: str = "") -> None:
+        said.append(f"{stage}: {note}")
+
+    monkeypatch.setattr(demo, "sshd_path", lambda: None)
+    with demo.this_machine(tmp_path, local=False, report=report) as device:
+        assert (device.name, device.transport) == ("this-machine", "local")
+        assert load_device(tmp_path / "devices" / "this-machine.toml") == device
+    assert said == ["sshd: not found: using the local transport; install openssh-server for SSH"]

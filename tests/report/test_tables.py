@@ -11,9 +11,11 @@ from toggle_runtime.records import Argmin, Coverage, Measurement, ModeVerdict, V
 
 from toggle_edge.certify import Certificate, CoverageBound
 from toggle_edge.config import Config, Format
-from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, loop_json
+from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow, loop_json
 from toggle_edge.report.tables import WIDTH, print_loop
 from toggle_edge.selection import Choice
+
+UNIFORM = TrialRow(2, "uniform int8-g64", "d" * 64, "int8-g64 ×2", 2.0, 99.8, {"optimal": True})
 
 
 def judged(verdict: str, robustness: float) -> ModeVerdict:
@@ -65,8 +67,8 @@ def loop() -> LoopResult:
         transport="ssh",
         conditions={"cpu_model": "Cortex-A78AE", "governor_before": "schedutil", "onnxruntime": "1.31.1"},
         default_mode="optimal",
-        trials=36,
-        feasible_trials=20,
+        trials=(UNIFORM, dataclasses.replace(UNIFORM, index=3, feasible={"optimal": False})),
+        cheapest_uniform=UNIFORM,
         baseline=baseline,
         candidates=(good, bad),
         predicted_front=("trial-7", "trial-9"),
@@ -106,6 +108,8 @@ def test_what_was_decided_stands_with_its_evidence() -> None:
     assert "Cortex-A78AE, governor schedutil, load unavailable" in text
     assert "0.500 [0.490, 0.510] ms, fp16 baseline 1.000 [0.980, 1.020] ms: 2.00× faster" in text
     assert "0.55 of it" in text
+    assert "2 configs evaluated, 1 feasible in some mode" in text
+    assert "int8-g64 ×2 with 2.00× fewer proxy FLOPs" in " ".join(text.split())
     assert "unavailable: no meter on this device" in text
     assert "optimal and relaxed select the same candidate, trial-7" in text
     assert "formula is not public" in text
@@ -153,6 +157,8 @@ def test_the_json_has_every_key_and_no_nan() -> None:
     }
     assert data["selected"]["strict"] is None
     assert data["selected"]["optimal"]["config_file"] == "work/configs/trial-7.json"
+    assert data["uniform"]["cheapest_feasible"]["index"] == 2
+    assert [trial["index"] for trial in data["trials"]] == [2, 3]
     first = data["candidates"][0]
     assert set(first) >= {
         "id", "config_digest", "avgpp", "predicted", "artifact_bytes", "measured", "verdicts", "certified"

@@ -85,7 +85,7 @@ def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
         trials = search(prepared, ledger, seed=options.seed, max_trials=options.trials, report=report)
         chosen = finalists(trials, tuple(prepared.specification), options.candidates)
         exported = _export_all(prepared, chosen, work, report)
-        with _device(work, options.local, report) as device:
+        with this_machine(work, local=options.local, report=report) as device:
             judged = _run_all(prepared, exported, device, options.plan, work, store, stored.id, report)
     return rerank(
         prepared,
@@ -118,7 +118,7 @@ def _export_all(
 
 
 @contextmanager
-def _device(work: Path, local: bool, report: Reporter) -> Iterator[Device]:
+def this_machine(work: Path, *, local: bool, report: Reporter) -> Iterator[Device]:
     """This machine as a device: behind a real sshd of our own where there is one, else directly."""
     if local or sshd_path() is None:
         if not local:

@@ -12,7 +12,7 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import kendall_tau, non_dominated
 from toggle_edge.pipeline.loop import Exported, Judged, Prepared
 from toggle_edge.probes import excerpt
-from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted
+from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.selection import Choice, Contender, measured_front, select, why_changed
@@ -71,8 +71,8 @@ def rerank(
         transport=device.transport,
         conditions={**judged[BASELINE_ID].record.conditions, **judged[BASELINE_ID].record.environment},
         default_mode=prepared.profile.default_mode,
-        trials=len(trials),
-        feasible_trials=sum(any(trial.observation.feasible.values()) for trial in trials),
+        trials=tuple(_trial_row(prepared, trial) for trial in trials),
+        cheapest_uniform=_cheapest_uniform(prepared, trials),
         baseline=rows[BASELINE_ID],
         candidates=candidates,
         predicted_front=_predicted_front(chosen),
@@ -85,6 +85,24 @@ def rerank(
         excerpts=_excerpts(prepared, candidates),
         seconds=seconds,
     )
+
+
+def _trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
+    return TrialRow(
+        index=trial.index,
+        origin=trial.origin,
+        config_digest=trial.config.digest,
+        formats=trial.config.summary(),
+        proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, trial.config),
+        avgpp=trial.observation.avgpp,
+        feasible=trial.observation.feasible,
+    )
+
+
+def _cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | None:
+    uniform = [trial for trial in trials if len({fmt for _, fmt in trial.config}) == 1]
+    selected = predicted_selection(uniform, prepared.profile.default_mode)
+    return _trial_row(prepared, selected) if selected else None
 
 
 def _candidate(

@@ -65,13 +65,27 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
+class TrialRow:
+    """One evaluated config in short. `avgpp` (percent) is on the search probes; `feasible` says it by mode."""
+
+    index: int
+    origin: str
+    config_digest: str
+    formats: str
+    proxy_flops_ratio: float
+    avgpp: float | None
+    feasible: Mapping[str, bool]
+
+
+@dataclass(frozen=True)
 class LoopResult:
     """Everything `toggle-edge demo` shows.
 
     `conditions` is what the device said of itself while the baseline ran (processor, governor, load, engine);
     what it could not read says `unavailable: ...`. `selected` maps each mode to the measured choice,
     `predicted_selection` to the id that the proxy would have chosen, `explanations` to one sentence on the
-    difference. `excerpts` maps a probe and a step to the words around it, the predicted token in brackets.
+    difference. `cheapest_uniform` is the cheapest trial with one format everywhere that is feasible in the default
+    mode. `excerpts` maps a probe and a step to the words around it, the predicted token in brackets.
     """
 
     outcome: str
@@ -81,8 +95,8 @@ class LoopResult:
     transport: str
     conditions: Mapping[str, str]
     default_mode: str
-    trials: int
-    feasible_trials: int
+    trials: tuple[TrialRow, ...]
+    cheapest_uniform: TrialRow | None
     baseline: CandidateResult
     candidates: tuple[CandidateResult, ...]
     predicted_front: tuple[str, ...]
@@ -116,7 +130,12 @@ def loop_json(result: LoopResult) -> dict[str, object]:
         "front": {"predicted": list(result.predicted_front), "measured": list(result.measured_front)},
         "kendall_tau": result.kendall_tau,
         "selected": {mode: _selected_json(result, mode) for mode in result.selected},
-        "trials": {"evaluated": result.trials, "feasible": result.feasible_trials},
+        "uniform": {
+            "cheapest_feasible": dataclasses.asdict(result.cheapest_uniform)
+            if result.cheapest_uniform
+            else None
+        },
+        "trials": [dataclasses.asdict(trial) for trial in result.trials],
         "seconds": round(result.seconds, 1),
     }
 

@@ -78,7 +78,8 @@ def _setting(result: LoopResult) -> Iterator[tuple[str, str]]:
             f"load {load or 'unavailable'}, {engine}"
         ),
     )
-    yield "search", f"{result.trials} configs evaluated, {result.feasible_trials} feasible in some mode"
+    feasible = sum(any(trial.feasible.values()) for trial in result.trials)
+    yield "search", f"{len(result.trials)} configs evaluated, {feasible} feasible in some mode"
 
 
 def _front_table(result: LoopResult) -> Table:
@@ -168,6 +169,16 @@ def _evidence(result: LoopResult) -> Iterator[tuple[str, str]]:
                 f"{chosen} {_interval(times[0], 3)} ms, fp16 baseline {_interval(times[1], 3)} ms: {_compared(*times)}"
             ),
         )
+        uniform = result.cheapest_uniform
+        if uniform is not None:
+            yield (
+                "uniform",
+                (
+                    f"the cheapest config with one format everywhere that was feasible is {uniform.formats} with "
+                    f"{uniform.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16; {chosen} has "
+                    f"{ours.predicted.proxy_flops_ratio:.2f}×"
+                ),
+            )
         if ours.certificate is not None:
             agrees = (
                 "RTAMT, judging the traces again, agrees in every number"
