@@ -15,7 +15,7 @@ DECODE, MEMORY, ENERGY = "decode_ms_p50", "memory_bytes", "energy_mj_per_token"
 
 
 @dataclass(frozen=True)
-class Contender:
+class MeasuredCandidate:
     """A candidate that ran on the device.
 
     `avgpp` is in percent, None if it could not be judged. `shortfall` says by mode why the contract
@@ -45,16 +45,16 @@ class Choice:
     rejected: Mapping[str, str]
 
 
-def measured_front(contenders: Sequence[Contender]) -> list[str]:
+def measured_front(candidates: Sequence[MeasuredCandidate]) -> list[str]:
     """Ids on the front of what was measured, in the given order.
 
     Minimised: decode time, and of memory and energy those that all of them have (an axis that only some
-    have cannot order them). Maximised: AvgPP. A contender without a decode time or an AvgPP cannot be on the
+    have cannot order them). Maximised: AvgPP. A candidate without a decode time or an AvgPP cannot be on the
     front, nor does it decide which axes there are.
     """
     timed = [
         (each, each.avgpp)
-        for each in contenders
+        for each in candidates
         if _value(each, DECODE) is not None and each.avgpp is not None
     ]
     shared = [
@@ -66,15 +66,15 @@ def measured_front(contenders: Sequence[Contender]) -> list[str]:
     return [each.id for (each, _), kept in zip(timed, non_dominated(np.array(costs)), strict=True) if kept]
 
 
-def select(contenders: Sequence[Contender], mode: str, budget: Mapping[str, float]) -> Choice:
-    """The fastest contender that satisfies the mode and the device's budget.
+def select(candidates: Sequence[MeasuredCandidate], mode: str, budget: Mapping[str, float]) -> Choice:
+    """The fastest candidate that satisfies the mode and the device's budget.
 
     `budget` maps a measured quantity, or `artifact_bytes`, to its largest allowed value in the unit of its
-    name; what could not be measured is not within a budget. Contenders whose 95 % interval of decode time
+    name; what could not be measured is not within a budget. Candidates whose 95 % interval of decode time
     overlaps the fastest one's count as equally fast; of those the smallest `artifact_bytes` wins.
     """
-    rejected = {each.id: why for each in contenders if (why := _rejection(each, mode, budget)) is not None}
-    eligible = sorted((each for each in contenders if each.id not in rejected), key=_speed)
+    rejected = {each.id: why for each in candidates if (why := _rejection(each, mode, budget)) is not None}
+    eligible = sorted((each for each in candidates if each.id not in rejected), key=_speed)
     if not eligible:
         causes = "; ".join(f"{name}: {why}" for name, why in rejected.items()) or "no candidate was measured"
         return Choice(mode, None, f"Nothing qualifies for {mode}: {causes}.", (), rejected)
@@ -92,9 +92,9 @@ def select(contenders: Sequence[Contender], mode: str, budget: Mapping[str, floa
     return Choice(mode, chosen.id, reason, others, rejected)
 
 
-def why_changed(predicted_id: str | None, choice: Choice, contenders: Sequence[Contender]) -> str:
+def why_changed(predicted_id: str | None, choice: Choice, candidates: Sequence[MeasuredCandidate]) -> str:
     """One sentence with figures: how the measured selection relates to the predicted one."""
-    by_id = {each.id: each for each in contenders}
+    by_id = {each.id: each for each in candidates}
     if predicted_id is None:
         return f"Nothing was predicted to satisfy {choice.mode}; measured: {choice.reason}"
     if predicted_id == choice.id:
@@ -121,59 +121,59 @@ def why_changed(predicted_id: str | None, choice: Choice, contenders: Sequence[C
     )
 
 
-def _rejection(contender: Contender, mode: str, budget: Mapping[str, float]) -> str | None:
-    shortfall = contender.shortfall.get(mode, f"was not judged under {mode}")
+def _rejection(candidate: MeasuredCandidate, mode: str, budget: Mapping[str, float]) -> str | None:
+    shortfall = candidate.shortfall.get(mode, f"was not judged under {mode}")
     if shortfall is not None:
         return shortfall
     for name, limit in budget.items():
-        value = contender.artifact_bytes if name == "artifact_bytes" else _value(contender, name)
+        value = candidate.artifact_bytes if name == "artifact_bytes" else _value(candidate, name)
         if value is None:
-            return f"{name} has a budget of {limit:g} but was not measured ({_absence(contender, name)})"
+            return f"{name} has a budget of {limit:g} but was not measured ({_absence(candidate, name)})"
         # Written so that a NaN limit rejects.
         if not value <= limit:
             return f"{name} is {value:g}, over the budget of {limit:g}"
-    if _value(contender, DECODE) is None:
-        return f"decode time was not measured ({_absence(contender, DECODE)})"
+    if _value(candidate, DECODE) is None:
+        return f"decode time was not measured ({_absence(candidate, DECODE)})"
     return None
 
 
-def _value(contender: Contender, name: str) -> float | None:
-    measurement = contender.measured.get(name)
+def _value(candidate: MeasuredCandidate, name: str) -> float | None:
+    measurement = candidate.measured.get(name)
     if measurement is None or measurement.value is None or not math.isfinite(measurement.value):
         return None
     return measurement.value
 
 
-def _known(contender: Contender, name: str) -> float:
-    value = _value(contender, name)
+def _known(candidate: MeasuredCandidate, name: str) -> float:
+    value = _value(candidate, name)
     if value is None:
-        raise ValueError(f"{contender.id}: expected {name} to be measured; {_absence(contender, name)}")
+        raise ValueError(f"{candidate.id}: expected {name} to be measured; {_absence(candidate, name)}")
     return value
 
 
-def _absence(contender: Contender, name: str) -> str:
-    measurement = contender.measured.get(name)
+def _absence(candidate: MeasuredCandidate, name: str) -> str:
+    measurement = candidate.measured.get(name)
     return "no such measurement" if measurement is None else measurement.reason or f"got {measurement.value}"
 
 
-def _interval(contender: Contender) -> tuple[float, float]:
-    value, ci95 = _known(contender, DECODE), contender.measured[DECODE].ci95
+def _interval(candidate: MeasuredCandidate) -> tuple[float, float]:
+    value, ci95 = _known(candidate, DECODE), candidate.measured[DECODE].ci95
     return (value, value) if ci95 is None else (ci95[0], ci95[1])
 
 
-def _speed(contender: Contender) -> tuple[float, str]:
-    return _known(contender, DECODE), contender.id
+def _speed(candidate: MeasuredCandidate) -> tuple[float, str]:
+    return _known(candidate, DECODE), candidate.id
 
 
-def _tied(contender: Contender, fastest: Contender) -> bool:
-    return _interval(contender)[0] <= _interval(fastest)[1]
+def _tied(candidate: MeasuredCandidate, fastest: MeasuredCandidate) -> bool:
+    return _interval(candidate)[0] <= _interval(fastest)[1]
 
 
-def _timing(contender: Contender) -> str:
-    low, high = _interval(contender)
-    return f"{_known(contender, DECODE):.3g} ms [{low:.3g}, {high:.3g}]"
+def _timing(candidate: MeasuredCandidate) -> str:
+    low, high = _interval(candidate)
+    return f"{_known(candidate, DECODE):.3g} ms [{low:.3g}, {high:.3g}]"
 
 
-def _size(contender: Contender) -> str:
-    size = contender.artifact_bytes
+def _size(candidate: MeasuredCandidate) -> str:
+    size = candidate.artifact_bytes
     return f"{size / 1e6:.2f} MB" if size >= 10_000 else f"{size} bytes"

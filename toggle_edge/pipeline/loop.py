@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from toggle_runtime.records import (
     ERROR,
     FAIL,
     MARGINAL,
     PASS,
     SATISFIED,
+    VIOLATED,
     Measurement,
     ModeSpecification,
     ModeVerdict,
     RunRecord,
 )
-from toggle_runtime.signals import SignalsError, read_traces, write_outputs
+from toggle_runtime.signals import SignalsError, Trace, read_traces, write_outputs
 
 from toggle_edge import __version__
 from toggle_edge.bundle import Bundle, build_bundle
@@ -34,7 +36,7 @@ from toggle_edge.export import Skeleton, build_skeleton, exporter_for
 from toggle_edge.export.parity import check_parity
 from toggle_edge.fleet.measurements import measured
 from toggle_edge.model.load import LanguageModel, load_model
-from toggle_edge.probes import ProbeSplit, load_probes, probes_to_json, split_probes
+from toggle_edge.probes import Probe, ProbeSplit, load_probes, probes_to_json, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.seeds import initial_design
@@ -246,10 +248,18 @@ def judge_run(
 ) -> Judged:
     """Certify a run's claim from its own traces. A disagreement is an ERROR, whatever the device said."""
     summary = measured(record)
-    if record.outcome not in (PASS, FAIL) or traces is None:
+    if record.outcome not in (PASS, FAIL):
         return Judged(record, summary, {}, None, record.outcome, record.reason)
+    if record.bundle != bundle.digest:
+        reason = f"expected the record of bundle {bundle.digest[:12]}, got one of {record.bundle[:12]}"
+        return Judged(record, summary, {}, None, ERROR, reason)
+    if traces is None:
+        reason = f"the device says {record.outcome} but sent no traces, so nothing can be certified"
+        return Judged(record, summary, {}, None, ERROR, reason)
     try:
         run, repeated = read_traces(traces)
+        for part in (run, repeated):
+            require_same_probes(part, prepared.probes.certificate)
         certificate = certify(
             record.modes,
             bundle.manifest.specification,
@@ -258,17 +268,37 @@ def judge_run(
             record.noise_floor,
             candidates=candidates,
         )
-        _require_probes(run, prepared)
     except (SignalsError, CertificationError) as exc:
         return Judged(record, summary, {}, None, ERROR, f"the traces cannot be certified: {exc}")
     modes = {verdict.mode: verdict for verdict in record.modes}
     if not certificate.certified:
         reason = f"device and RTAMT disagree: {certificate.disagreements[0]}"
         return Judged(record, summary, modes, certificate, ERROR, reason)
-    return Judged(record, summary, modes, certificate, record.outcome, record.reason)
+    implied = implied_outcome(modes[bundle.manifest.default_mode])
+    if implied != record.outcome:
+        reason = f"the device says {record.outcome}, its certified verdict means {implied}"
+        return Judged(record, summary, modes, certificate, ERROR, reason)
+    return Judged(record, summary, modes, certificate, implied, record.reason)
 
 
-def _require_probes(traces: Sequence[object], prepared: Prepared) -> None:
-    expected = len(prepared.probes.certificate)
-    if len(traces) != expected:
-        raise CertificationError(f"expected traces of {expected} certificate probes, got {len(traces)}")
+def implied_outcome(judged: ModeVerdict) -> str:
+    """The outcome that a verdict of the default mode stands for. UNSET is an ERROR: nothing was decided."""
+    if judged.verdict in (SATISFIED, MARGINAL):
+        return PASS
+    return FAIL if judged.verdict == VIOLATED else ERROR
+
+
+def require_same_probes(traces: Sequence[Trace], probes: Sequence[Probe]) -> None:
+    """Raises CertificationError unless the traces are of exactly these probes, by number, steps and answer steps.
+
+    A device that left out a hard probe, or moved an answer, would otherwise be judged on easier ones.
+    """
+    if len(traces) != len(probes):
+        raise CertificationError(f"expected traces of {len(probes)} certificate probes, got {len(traces)}")
+    for index, (trace, probe) in enumerate(zip(traces, probes, strict=True)):
+        answer_steps = tuple(int(step) for step in np.flatnonzero(trace.answer))
+        if len(trace.answer) != probe.steps or answer_steps != probe.answer_steps:
+            raise CertificationError(
+                f"probe {index}: expected {probe.steps} steps with the answer at {probe.answer_steps}, "
+                f"got {len(trace.answer)} steps with the answer at {answer_steps}"
+            )

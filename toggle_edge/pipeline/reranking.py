@@ -15,7 +15,7 @@ from toggle_edge.probes import excerpt
 from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
-from toggle_edge.selection import Choice, Contender, measured_front, select, why_changed
+from toggle_edge.selection import Choice, MeasuredCandidate, measured_front, select, why_changed
 
 BASELINE_ID = "fp16"
 
@@ -48,8 +48,8 @@ def rerank(
         for name in exported
     }
     candidates = tuple(rows[name] for name in by_id)
-    contenders = [
-        Contender(
+    ran = [
+        MeasuredCandidate(
             id=row.id,
             avgpp=row.avgpp,
             artifact_bytes=row.artifact_bytes,
@@ -60,7 +60,7 @@ def rerank(
         for row in candidates
     ]
     budget = _budget(device, prepared.profile.budget)
-    selected = {mode: select(contenders, mode, budget) for mode in modes}
+    selected = {mode: select(ran, mode, budget) for mode in modes}
     predicted = {mode: _id_of(predicted_selection(trials, mode), by_id) for mode in modes}
     outcome, reason = _outcome(prepared.profile.default_mode, judged, selected)
     return LoopResult(
@@ -76,11 +76,11 @@ def rerank(
         baseline=rows[BASELINE_ID],
         candidates=candidates,
         predicted_front=_predicted_front(chosen),
-        measured_front=tuple(measured_front([c for c in contenders if None in c.shortfall.values()])),
+        measured_front=tuple(measured_front([c for c in ran if None in c.shortfall.values()])),
         kendall_tau=_tau(tuple(rows.values())),
         selected=selected,
         predicted_selection=predicted,
-        explanations={mode: why_changed(predicted[mode], selected[mode], contenders) for mode in modes},
+        explanations={mode: why_changed(predicted[mode], selected[mode], ran) for mode in modes},
         config_files=config_files,
         excerpts=_excerpts(prepared, candidates),
         seconds=seconds,

@@ -1,0 +1,53 @@
+"""What comes home is judged on the probes that were sent, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from toggle_runtime.records import Coverage, ModeVerdict
+from toggle_runtime.signals import Trace
+
+from toggle_edge.errors import CertificationError
+from toggle_edge.pipeline.loop import implied_outcome, require_same_probes
+from toggle_edge.probes import Probe
+
+PROBES = [Probe("a", (1, 2, 3, 4), 1, (2,)), Probe("b", (1, 2, 3, 4), 2, ())]
+TRACES = [
+    Trace({"jsd": np.zeros(3)}, np.array([False, False, True]), np.ones((2, 3))),
+    Trace({"jsd": np.zeros(2)}, np.array([False, False]), np.ones((2, 2))),
+]
+
+
+def test_traces_of_the_same_probes_are_taken() -> None:
+    require_same_probes(TRACES, PROBES)
+
+
+@pytest.mark.parametrize(
+    ("traces", "message"),
+    [
+        (TRACES[:1], "expected traces of 2"),
+        ([*TRACES, TRACES[0]], "expected traces of 2"),
+        (TRACES[::-1], "probe 0: expected 3 steps"),
+        ([dataclasses.replace(TRACES[0], answer=np.array([False, True, False])), TRACES[1]], "answer at"),
+        ([dataclasses.replace(TRACES[0], answer=np.zeros(3, dtype=bool)), TRACES[1]], "answer at"),
+    ],
+)
+def test_a_probe_left_out_or_an_answer_moved_is_noticed(traces: list[Trace], message: str) -> None:
+    with pytest.raises(CertificationError, match=message):
+        require_same_probes(traces, PROBES)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"),
+    [
+        ("SATISFIED", "PASS"),
+        ("MARGINAL", "PASS"),
+        ("VIOLATED", "FAIL"),
+        ("UNSET", "ERROR"),
+        ("nonsense", "ERROR"),
+    ],
+)
+def test_an_outcome_is_what_the_verdict_stands_for(verdict: str, outcome: str) -> None:
+    assert implied_outcome(ModeVerdict("optimal", verdict, None, Coverage(0, 1, 1), None, [])) == outcome
