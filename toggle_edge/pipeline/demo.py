@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from toggle_runtime.plan import Plan
 
+from toggle_edge.export import build_skeleton
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, load_device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
@@ -26,7 +27,6 @@ from toggle_edge.pipeline.loop import (
     judge_run,
     prepare,
     search,
-    skeleton_of,
     write_probes,
 )
 from toggle_edge.pipeline.reranking import BASELINE_ID, candidate_id, rerank
@@ -104,7 +104,7 @@ def _export_all(
     prepared: Prepared, chosen: Sequence[Trial], work: Path, report: Reporter
 ) -> dict[str, Exported]:
     report("export", 0, len(chosen) + 1, "building the graph")
-    skeleton = skeleton_of(prepared, work / "skeletons")
+    skeleton = build_skeleton(prepared.model, work / "skeletons")
     extra = write_probes(prepared, work / "probes")
     configs = {BASELINE_ID: prepared.baseline, **{candidate_id(trial): trial.config for trial in chosen}}
     exported = {}

@@ -32,7 +32,7 @@ from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import CertificationError
 from toggle_edge.evaluate import Evaluation, Evaluator
-from toggle_edge.export import Skeleton, build_skeleton, exporter_for
+from toggle_edge.export import Skeleton, exporter_for
 from toggle_edge.export.parity import check_parity
 from toggle_edge.fleet.measurements import measured
 from toggle_edge.model.load import LanguageModel, load_model
@@ -168,11 +168,6 @@ def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
         if (prepared.model.folder / name).is_file():
             extra[f"tokenizer/{name}"] = prepared.model.folder / name
     return extra
-
-
-def skeleton_of(prepared: Prepared, cache: Path) -> Skeleton:
-    """The graph that every candidate's weights go into."""
-    return build_skeleton(prepared.model, cache)
 
 
 def export(
