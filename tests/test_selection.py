@@ -142,7 +142,7 @@ def test_why_it_changed() -> None:
 
 def test_why_the_predicted_one_fell_out() -> None:
     broken, other = candidate("broken", 1.0, ok=False), candidate("other", 2.0)
-    assert "broken fell out on the device (VIOLATED: 51 of 59" in explain("broken", [broken, other])
+    assert "broken falls out (VIOLATED: 51 of 59" in explain("broken", [broken, other])
     assert "other takes its place" in explain("broken", [broken, other])
     assert "nothing else qualifies" in explain("broken", [broken])
     assert "was not measured" in explain("gone", [other])

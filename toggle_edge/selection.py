@@ -104,8 +104,8 @@ def why_changed(predicted_id: str | None, choice: Choice, candidates: Sequence[M
     if predicted_id in choice.rejected:
         why = choice.rejected[predicted_id]
         if choice.id is None:
-            return f"The predicted {predicted_id} fell out on the device ({why}), and nothing else qualifies."
-        return f"The predicted {predicted_id} fell out on the device ({why}), so {choice.id} takes its place."
+            return f"The predicted {predicted_id} falls out ({why}), and nothing else qualifies."
+        return f"The predicted {predicted_id} falls out ({why}), so {choice.id} takes its place."
     predicted, chosen = by_id[predicted_id], by_id[choice.id or predicted_id]
     fastest = min((by_id[name] for name in (chosen.id, *choice.runners_up)), key=_speed)
     flops = f"at {chosen.proxy_flops / predicted.proxy_flops:.2f} times the proxy FLOPs"

@@ -216,10 +216,13 @@ class Judged:
     outcome: str
     reason: str | None
 
-    def shortfall(self, mode: str, specification: Mapping[str, ModeSpecification]) -> str | None:
+    def shortfall(
+        self, mode: str, specification: Mapping[str, ModeSpecification], host: Mapping[str, ModeVerdict]
+    ) -> str | None:
         """Why the candidate may not be selected for `mode`; None when it may.
 
         It may when it is certified, SATISFIED or MARGINAL on the device, and at the mode's AvgPP target there.
+        `host` is the host's judgement on the same probes: it tells whether the probes or the kernels are to blame.
         """
         if mode not in self.modes:
             return f"the run ended with {self.outcome}"
@@ -228,9 +231,14 @@ class Judged:
         verdict, target = self.modes[mode], specification[mode].avgpp
         if verdict.verdict not in (SATISFIED, MARGINAL):
             coverage = verdict.coverage
+            blame = (
+                "the host says the same on these probes, which the search did not see"
+                if host[mode].verdict == verdict.verdict
+                else f"the host says {host[mode].verdict}, so it is this device's kernels"
+            )
             return (
-                f"{verdict.verdict}: {coverage.satisfied} of {coverage.probes} probes satisfy {mode}, "
-                f"it needs {coverage.required}"
+                f"{verdict.verdict}: {coverage.satisfied} of {coverage.probes} certificate probes satisfy {mode}, "
+                f"it needs {coverage.required}; {blame}"
             )
         if verdict.avgpp is None or verdict.avgpp < target:
             reached = "unknown" if verdict.avgpp is None else f"{verdict.avgpp:.2f}"

@@ -54,7 +54,9 @@ def rerank(
             avgpp=row.avgpp,
             artifact_bytes=row.artifact_bytes,
             measured=row.measured,
-            shortfall={mode: judged[row.id].shortfall(mode, prepared.specification) for mode in modes},
+            shortfall={
+                mode: judged[row.id].shortfall(mode, prepared.specification, row.host_modes) for mode in modes
+            },
             proxy_flops=row.predicted.proxy_flops,
         )
         for row in candidates

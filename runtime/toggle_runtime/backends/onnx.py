@@ -1,9 +1,13 @@
 """onnxruntime on the CPU: greedy generation over one shared KV buffer, and batched outputs for the signals."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
+
+# Host and devices call nobody. The engine reads this when it is loaded, so it comes before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime
@@ -14,7 +18,7 @@ from toggle_runtime.records import Generation, ModelShape
 GRAPH, SIGNALS_GRAPH = "model.onnx", "signals.onnx"
 PROVIDERS = ["CPUExecutionProvider"]
 
-onnxruntime.disable_telemetry_events()  # devices in the field call nobody
+onnxruntime.disable_telemetry_events()
 
 
 @dataclass(frozen=True)
