@@ -84,7 +84,7 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
         return _decode_dataclass(kind, data, path)
     origin: Any = getattr(kind, "__origin__", None)
     arguments: Any = getattr(kind, "__args__", ())
-    if origin is Union:  # Optional[X]: the only union in this module
+    if origin is Union:  # Optional[X]: the only union in our records
         return None if data is None else _decode(arguments[0], data, path)
     if origin is list:
         _expect(isinstance(data, list), "a list", data, path)
@@ -94,8 +94,12 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
         return {key: _decode(arguments[1], value, f"{path}.{key}") for key, value in data.items()}
     if kind is float:
         _expect(isinstance(data, (int, float)) and not isinstance(data, bool), "a number", data, path)
-        _expect(math.isfinite(data), "a finite number", data, path)
-        return float(data)
+        try:
+            number = float(data)
+        except OverflowError:  # JSON's integers have no limit
+            number = math.inf
+        _expect(math.isfinite(number), "a finite number", data, path)
+        return number
     _expect(
         isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), kind.__name__, data, path
     )

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toggle_runtime.records import RunRecord, from_data, from_json, to_json
+from toggle_runtime.records import Argmin, RunRecord, Verdict, from_data, from_json, to_json
 from toggle_runtime.signals import read_traces
 
 from toggle_edge.bundle import read_bundle
 from toggle_edge.certify import certify
-from toggle_edge.config import Config
+from toggle_edge.config import FP16, Config
 from toggle_edge.fleet.device import load_device
 from toggle_edge.fleet.sshd import sshd_path
 from toggle_edge.pipeline import demo
 from toggle_edge.pipeline.loop import judge_run, prepare
+from toggle_edge.pipeline.reranking import excerpts_of
 from toggle_edge.profiles import load_profile
+from toggle_edge.report.loop import CandidateResult, Predicted
 from toggle_edge.report.progress import silent
 from toggle_edge.store import open_store
 
@@ -212,6 +214,15 @@ def test_altering_any_number_of_a_verdict_on_the_way_home_is_noticed(
     assert not certified(dataclasses.replace(record, modes=record.modes[1:]))
 
 
+def hostile_row(record: RunRecord) -> CandidateResult:
+    """A candidate whose unproved verdict names one place that exists and three that do not."""
+    places = [Argmin(0, 0), Argmin(59, 0), Argmin(-1, 0), Argmin(0, 32)]
+    verdicts = [Verdict("coherence", "SATISFIED", 0.1, place) for place in places]
+    modes = {"optimal": dataclasses.replace(record.modes[0], verdicts=verdicts)}
+    config, predicted = Config.of({"a": FP16}), Predicted(1.0, 1.0, 1, 1, None)
+    return CandidateResult("x", None, config, predicted, 1, 0.0, "ERROR", "", {}, modes, {}, None)
+
+
 def test_a_device_that_reports_another_outcome_than_its_verdict_is_an_error(
     result: dict[str, Any], folder: Path
 ) -> None:
@@ -221,6 +232,8 @@ def test_a_device_that_reports_another_outcome_than_its_verdict_is_an_error(
     profile, data = load_profile("default"), demo.demo_folder()
     prepared = prepare(data / "model", profile, data / "probes.jsonl", silent)
     assert judge_run(record, home / "traces.npz", bundle, prepared, candidates=5).outcome == "PASS"
+    places = excerpts_of(prepared, [hostile_row(record)])
+    assert set(places) == {(0, 0)}
     lied = dataclasses.replace(record, outcome="FAIL")
     judged = judge_run(lied, home / "traces.npz", bundle, prepared, candidates=5)
     assert judged.outcome == "ERROR"

@@ -84,7 +84,7 @@ def rerank(
         predicted_selection=predicted,
         explanations={mode: why_changed(predicted[mode], selected[mode], ran) for mode in modes},
         config_files=config_files,
-        excerpts=_excerpts(prepared, candidates),
+        excerpts=excerpts_of(prepared, candidates),
         seconds=seconds,
     )
 
@@ -134,7 +134,7 @@ def _candidate(
     )
 
 
-def _excerpts(prepared: Prepared, rows: Sequence[CandidateResult]) -> dict[tuple[int, int], str]:
+def excerpts_of(prepared: Prepared, rows: Sequence[CandidateResult]) -> dict[tuple[int, int], str]:
     places = {
         (verdict.argmin.probe, verdict.argmin.step)
         for row in rows
@@ -143,7 +143,12 @@ def _excerpts(prepared: Prepared, rows: Sequence[CandidateResult]) -> dict[tuple
         if verdict.argmin is not None
     }
     probes = prepared.probes.certificate
-    return {(probe, step): excerpt(prepared.model.tokenizer, probes[probe], step) for probe, step in places}
+    # A claim that was not certified is shown too, and may name a place that does not exist.
+    return {
+        (probe, step): excerpt(prepared.model.tokenizer, probes[probe], step)
+        for probe, step in places
+        if 0 <= probe < len(probes) and 0 <= step < probes[probe].steps
+    }
 
 
 def _overhead_bytes(prepared: Prepared, baseline: Exported) -> int:
