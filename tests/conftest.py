@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# No test may make, or use, the signing key of whoever runs the tests; commands that tests start inherit this.
+_HOME = tempfile.TemporaryDirectory(prefix="toggle-edge-home-")
+os.environ["TOGGLE_EDGE_HOME"] = _HOME.name
 torch.set_num_threads(2)
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402

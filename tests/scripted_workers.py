@@ -9,14 +9,23 @@ import zipfile
 from pathlib import Path
 
 from toggle_runtime.plan import Plan
-from toggle_runtime.records import Blob, Manifest, ModelShape, ModeSpecification, digest_of, to_json
+from toggle_runtime.records import (
+    MANIFEST_VERSION,
+    Blob,
+    Manifest,
+    ModelShape,
+    ModeSpecification,
+    digest_of,
+    to_json,
+)
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.environment import WheelFile
+from toggle_edge.signing import sign, signing_key
 
 PLAN = Plan(
-    passes=["verify", "latency", "memory", "energy"],
+    passes=["parity", "verify", "latency", "memory", "energy"],
     restarts=2,
     generations=1,
     warmups=0,
@@ -39,6 +48,7 @@ def results(request):
     coverage = {"satisfied": 1, "probes": 1, "required": 1}
     generation = {"first_token_ns": 5, "token_ns": [1, 2], "prompt_tokens": 3}
     return {
+        "parity": {"sample": {"max_abs_logit_difference": 2e-5, "tolerance": 1e-4, "compared": 8}},
         "verify": {"modes": [{"mode": "optimal", "verdict": "SATISFIED", "robustness": 0.25,
                               "coverage": coverage, "avgpp": 97.5, "verdicts": [verdict]}],
                    "noise_floor": {"coherence": 0.001}, "traces": "traces.npz",
@@ -73,14 +83,14 @@ def archive_with(worker: str) -> bytes:
     return buffer.getvalue()
 
 
-def make_bundle(folder: Path, weights: bytes = b"fp16 weights") -> Bundle:
+def make_bundle(folder: Path, weights: bytes = b"fp16 weights", *, signed: bool = True) -> Bundle:
     """A bundle of one artifact file, shaped like a real one."""
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     digest = hashlib.sha256(weights).hexdigest()
     (blobs / digest).write_bytes(weights)
     manifest = Manifest(
-        version=1,
+        version=MANIFEST_VERSION,
         target="onnx-cpu",
         config={"layer": "fp16"},
         model=ModelShape(1, 1, 8, 16, 64, None),
@@ -90,9 +100,11 @@ def make_bundle(folder: Path, weights: bytes = b"fp16 weights") -> Bundle:
         probe_bytes=0,
         environment={},
     )
+    key = signing_key()
+    manifest = sign(key, manifest) if signed else manifest
     text = to_json(manifest)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
-    return Bundle(digest_of(text), manifest, folder)
+    return Bundle(digest_of(text), manifest, folder, key.name if signed else None)
 
 
 def make_wheel(folder: Path, name: str = "engine-1-py3-none-any.whl", **members: bytes) -> WheelFile:

@@ -10,14 +10,15 @@ from toggle_runtime.records import ModelShape, ModeSpecification
 
 from toggle_edge.bundle import Bundle, build_bundle, read_bundle
 from toggle_edge.config import FP16, Config
-from toggle_edge.errors import BundleError
+from toggle_edge.errors import BundleError, ExportError
 from toggle_edge.export.artifact import artifact_in
+from toggle_edge.signing import SigningKey, signing_key
 
 SHAPE = ModelShape(layers=1, kv_heads=1, head_size=16, vocabulary=8, context_tokens=32, end_token=None)
 SPECIFICATION = {"optimal": ModeSpecification({"coherence": "always (jsd <= 0.25)"}, 0.95, 95.0)}
 
 
-def bundled(folder: Path, weights: bytes = b"weights") -> Bundle:
+def bundled(folder: Path, weights: bytes = b"weights", key: SigningKey | None = None) -> Bundle:
     source = folder / "source"
     (source / "weights").mkdir(parents=True)
     (source / "model.onnx").write_bytes(b"graph")
@@ -34,6 +35,7 @@ def bundled(folder: Path, weights: bytes = b"weights") -> Bundle:
         default_mode="optimal",
         extra={"probes/probes.json": probes, "tokenizer/again.bin": source / "weights" / "b.bin"},
         environment={},
+        key=key or signing_key(),
     )
 
 
@@ -72,7 +74,7 @@ def test_a_missing_blob_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("version", 99, "upgrade the older side"),
+        ("version", 99, "written by a newer toggle-edge: upgrade this side"),
         ("surprise", 1, "unknown key 'surprise'"),
         ("files", {"../escape": {"sha256": "0" * 64, "size": 1}}, "inside the bundle"),
         ("files", {"/etc/passwd": {"sha256": "0" * 64, "size": 1}}, "inside the bundle"),
@@ -101,6 +103,7 @@ def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
             default_mode="optimal",
             extra={},
             environment={},
+            key=None,
         )
 
 
@@ -108,7 +111,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "model.onnx").write_bytes(b"graph")
-    with pytest.raises(BundleError, match="cannot be built"):
+    with pytest.raises(ExportError, match="cannot be built"):
         build_bundle(
             tmp_path / "bundle",
             artifact_in("onnx-cpu", source),
@@ -118,5 +121,6 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
             default_mode="optimal",
             extra={"probes/probes.json": tmp_path / "absent"},
             environment={},
+            key=None,
         )
     assert not (tmp_path / "bundle").exists()

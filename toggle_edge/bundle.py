@@ -1,12 +1,14 @@
 """artifact + tokenizer + specification + probes + manifest, content-addressed.
 
 A bundle is a folder with `manifest.json` and `blobs/sha256/<digest>`. Its digest is the SHA-256 of the
-manifest's bytes. Equal files are one blob, and bundles in one blob store share what they have in common.
+manifest's bytes, signature included. Equal files are one blob, and bundles in one blob store share what they have
+in common.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.records import (
+    MANIFEST_VERSION,
     Blob,
     Manifest,
     ModelShape,
@@ -25,20 +28,27 @@ from toggle_runtime.records import (
 )
 
 from toggle_edge.config import Config
-from toggle_edge.errors import BundleError
+from toggle_edge.errors import BundleError, ExportError
 from toggle_edge.export.artifact import Artifact
+from toggle_edge.signing import SigningKey, sign, signer, trusted_keys
 
 MANIFEST = "manifest.json"
+PROBES, BASELINE, CANARY = "probes/probes.json", "probes/baseline.npz", "canary/canary.npz"
+"""Where in a bundle the probes, their baseline and the canary lie."""
+
 MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_PROBES_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on the host. `folder` holds the manifest's bytes and every blob."""
+    """A bundle on the host. `folder` holds the manifest's bytes and every blob; `signed_by` names whose key
+    signed it, None for an unsigned one."""
 
     digest: str
     manifest: Manifest
     folder: Path
+    signed_by: str | None = None
 
     def blob_path(self, sha256: str) -> Path:
         return self.folder / "blobs" / "sha256" / sha256
@@ -59,24 +69,26 @@ def build_bundle(
     default_mode: str,
     extra: Mapping[str, Path],
     environment: Mapping[str, str],
+    key: SigningKey | None,
 ) -> Bundle:
-    """Write a bundle into `folder`, which must not exist yet.
+    """Write a bundle into `folder`, which must not exist yet, and sign it with `key`; None leaves it unsigned.
 
     `extra` maps further bundle paths (`tokenizer/...`, `probes/...`) to files. The manifest is written last, so
-    a folder without one is not a bundle. Raises BundleError when the folder exists or a file cannot be read.
+    a folder without one is not a bundle. Raises BundleError when the folder exists, ExportError when something
+    cannot be read or written; nothing is left behind then.
     """
     if folder.exists():
         raise BundleError(
             f"bundle folder {folder}: expected a new folder, it exists; remove it or choose another"
         )
     blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
     sources = {f"artifact/{path}": artifact.folder / path for path in artifact.files}
     sources.update(extra)
     try:
+        blobs.mkdir(parents=True)
         files = {path: _add_blob(blobs, source) for path, source in sorted(sources.items())}
         manifest = Manifest(
-            version=1,
+            version=MANIFEST_VERSION,
             target=artifact.target,
             config=config.to_json(),
             model=shape,
@@ -86,20 +98,27 @@ def build_bundle(
             probe_bytes=sum(blob.size for path, blob in files.items() if path.startswith("probes/")),
             environment=dict(environment),
         )
-    except (OSError, RecordError) as exc:
+        manifest = manifest if key is None else sign(key, manifest)
+        text = to_json(manifest)
+        partial = folder / (MANIFEST + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / MANIFEST)
+    except BaseException as exc:
         shutil.rmtree(folder, ignore_errors=True)
-        raise BundleError(f"bundle folder {folder}: cannot be built: {exc}") from exc
-    text = to_json(manifest)
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / MANIFEST)
-    return Bundle(digest_of(text), manifest, folder)
+        if isinstance(exc, (OSError, RecordError)):
+            raise ExportError(f"bundle folder {folder}: cannot be built: {exc}") from exc
+        raise
+    return Bundle(digest_of(text), manifest, folder, key.name if key else None)
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Open a bundle and verify every blob's size and digest.
+def read_bundle(
+    folder: Path, *, trusted: Mapping[str, str] | None = None, allow_unsigned: bool = False
+) -> Bundle:
+    """Open a bundle; verify its signature, and every blob's size and digest.
 
-    Raises BundleError on an unknown version, a path that leaves the bundle, a missing or altered blob.
+    `trusted` maps public keys to names, by default `signing.trusted_keys()`. Raises BundleError on an unknown
+    version, a path that leaves the bundle, a missing or altered blob, a signature that is wrong or a stranger's,
+    and on an unsigned bundle unless `allow_unsigned`.
     """
     path = folder / MANIFEST
     try:
@@ -108,8 +127,14 @@ def read_bundle(folder: Path) -> Bundle:
                 f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}"
             )
         text = path.read_text(encoding="utf-8")
-        bundle = Bundle(digest_of(text), from_json(Manifest, text), folder)
-        for name, blob in bundle.manifest.files.items():
+        manifest = from_json(Manifest, text)
+        if manifest.version == MANIFEST_VERSION and to_json(manifest) != text:
+            raise BundleError(f"{path}: expected canonical JSON (sorted keys, no spaces); export it again")
+        whose = None
+        if manifest.signature is not None or not allow_unsigned:
+            whose = signer(manifest, trusted_keys() if trusted is None else trusted)
+        bundle = Bundle(digest_of(text), manifest, folder, whose)
+        for name, blob in manifest.files.items():
             found = _digest_file(bundle.blob_path(blob.sha256))
             if found != blob:
                 raise BundleError(
@@ -119,6 +144,37 @@ def read_bundle(folder: Path) -> Bundle:
     except (OSError, UnicodeDecodeError, RecordError) as exc:
         raise BundleError(f"{folder}: not a readable bundle: {exc}") from exc
     return bundle
+
+
+@dataclass(frozen=True, slots=True)
+class BundledProbe:
+    """What the bundle's probes say of one probe's trace: its steps, and which of them predict the gold answer."""
+
+    steps: int
+    answer_steps: tuple[int, ...]
+
+
+def probes_of(bundle: Bundle) -> tuple[BundledProbe, ...]:
+    """The probes that a bundle carries, in order. Raises BundleError when they are missing or malformed."""
+    blob = bundle.manifest.files.get(PROBES)
+    where = f"{bundle.folder}: {PROBES}"
+    if blob is None or blob.size > MAX_PROBES_BYTES:
+        raise BundleError(f"{where}: expected probes of at most {MAX_PROBES_BYTES} bytes, got {blob}")
+    try:
+        entries = json.loads(bundle.blob_path(blob.sha256).read_text(encoding="utf-8"))
+        return tuple(_bundled_probe(entry) for entry in entries)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise BundleError(f"{where}: expected a list of probes: {exc!r}; export the bundle again") from exc
+
+
+def _bundled_probe(entry: dict[str, object]) -> BundledProbe:
+    tokens, prompt, answers = entry["tokens"], entry["prompt_tokens"], entry["answer_steps"]
+    if not (isinstance(tokens, list) and isinstance(prompt, int) and isinstance(answers, list)):
+        raise ValueError(f"got {str(entry)[:60]}")
+    probe = BundledProbe(len(tokens) - prompt, tuple(answers))
+    if prompt < 1 or probe.steps < 1 or not all(0 <= step < probe.steps for step in probe.answer_steps):
+        raise ValueError(f"prompt of {prompt} of {len(tokens)} tokens, answer steps {answers}")
+    return probe
 
 
 def _add_blob(blobs: Path, source: Path) -> Blob:

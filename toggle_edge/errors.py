@@ -7,12 +7,14 @@
     - ProbeError
     - ConfigError
     - DeviceFileError
+    - BundleError                a bundle's folder: incomplete, damaged, unsigned, or signed by a stranger
+    - SigningKeyError
   - OperationError               could not be done or measured: exit code 3
     - ExportError
       - ParityError              the exported graph does not compute what was searched
-    - BundleError
     - SearchError
     - StoreError
+    - WorkspaceError             another process works in this folder, or it cannot be written
     - CertificationError
     - FleetError
       - TransportError           refused, unknown host, no such file on the device
@@ -39,10 +41,12 @@ __all__ = [
     "ProbeError",
     "ProfileError",
     "SearchError",
+    "SigningKeyError",
     "StoreError",
     "ToggleEdgeError",
     "TransportError",
     "TransportLostError",
+    "WorkspaceError",
 ]
 
 
@@ -78,6 +82,14 @@ class DeviceFileError(InputError):
     """A device file is missing or has a wrong key or value."""
 
 
+class BundleError(InputError):
+    """A bundle's folder cannot be used: incomplete, not what its digests say, unsigned, or signed by a stranger."""
+
+
+class SigningKeyError(InputError):
+    """A signing key or a trusted key's file cannot be read or written."""
+
+
 class OperationError(ToggleEdgeError):
     """Something could not be done or measured."""
 
@@ -90,16 +102,16 @@ class ParityError(ExportError):
     """The exported graph differs from the searched weights by more than the tolerance."""
 
 
-class BundleError(OperationError):
-    """A bundle is incomplete or its blobs do not match their digests."""
-
-
 class SearchError(OperationError):
     """The search cannot go on."""
 
 
 class StoreError(OperationError):
     """The store cannot be opened, or holds something else than was asked for."""
+
+
+class WorkspaceError(OperationError):
+    """A work folder cannot be used: another process works there, or it cannot be written."""
 
 
 class CertificationError(OperationError):

@@ -45,6 +45,12 @@ class ProbeSplit:
     search: tuple[Probe, ...]
     certificate: tuple[Probe, ...]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both sides' tokens and answer steps."""
+        both = "\n".join(probes_to_json(side) for side in (self.search, self.certificate))
+        return hashlib.sha256(both.encode()).hexdigest()
+
 
 def load_probes(path: Path, tokenizer: Any, *, steps: int, context_tokens: int) -> tuple[Probe, ...]:
     """Read JSON lines `{"text": ..., "answer": ...}`; the continuation is the text's last `steps` tokens.

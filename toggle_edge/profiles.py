@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import re
 import tomllib
@@ -49,18 +52,27 @@ class ProbeCounts:
 class Profile:
     """A contract and the bounds of the search for it.
 
-    `properties` maps each property to its formula's text with the threshold filled in, before any mode
-    relaxes it. `formats` is the menu the search draws from, as texts. `budget` maps some of `BUDGET_KEYS` to
-    upper limits; an absent one is unlimited.
+    `path` is the file that it was read from. `properties` maps each property to its formula's text with the
+    threshold filled in, before any mode relaxes it. `formats` is the menu the search draws from, as texts.
+    `budget` maps some of `BUDGET_KEYS` to upper limits; an absent one is unlimited.
     """
 
     name: str
+    path: Path
     properties: Mapping[str, str]
     modes: Mapping[str, Mode]
     default_mode: str
     formats: tuple[str, ...]
     probes: ProbeCounts
     budget: Mapping[str, float]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out."""
+        content = {
+            key: value for key, value in dataclasses.asdict(self).items() if key not in ("name", "path")
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def builtin_profiles() -> dict[str, Path]:
@@ -120,6 +132,7 @@ def _profile(table: _Table) -> Profile:
         )
     return Profile(
         name=table.path.stem,
+        path=table.path.absolute(),
         properties={name: _property(properties.table(name)) for name in properties.data},
         modes={name: _mode(modes.table(name)) for name in MODES},
         default_mode=default_mode,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from toggle_runtime.records import Measurement
 
+from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import non_dominated
 
 DECODE, MEMORY, ENERGY = "decode_ms_p50", "memory_bytes", "energy_mj_per_token"
@@ -43,6 +44,29 @@ class Choice:
     reason: str
     runners_up: tuple[str, ...]
     rejected: Mapping[str, str]
+
+
+def budget_of(device: Device) -> dict[str, float]:
+    """A device's hard limits, by the measurement that each of them bounds from above."""
+    limits = {
+        DECODE: device.budget.decode_ms,
+        MEMORY: device.budget.memory_bytes,
+        ENERGY: device.budget.energy_mj_per_token,
+    }
+    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+def over_budget(measured: Mapping[str, Measurement], budget: Mapping[str, float]) -> dict[str, str]:
+    """Of each limit that is broken, or whose quantity was not measured, a sentence that says so."""
+    broken = {}
+    for name, limit in budget.items():
+        measurement = measured.get(name)
+        if measurement is None or measurement.value is None:
+            why = measurement.reason if measurement else "no such measurement"
+            broken[name] = f"{name} has a budget of {limit:g} but was not measured ({why})"
+        elif not measurement.value <= limit:
+            broken[name] = f"{name} is {measurement.value:g}, over the budget of {limit:g}"
+    return broken
 
 
 def measured_front(candidates: Sequence[MeasuredCandidate]) -> list[str]:

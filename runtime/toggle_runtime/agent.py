@@ -1,22 +1,26 @@
 """The agent's control plane: reads one request from stdin, does it, answers in JSON lines.
 
-Request: `{"protocol": 1, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
+Request: `{"protocol": 2, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
 `progress` events, then exactly one `result` or `error`. Standard library only; no model code is ever
 imported here, so a broken inference engine cannot keep the device from reporting that it is broken.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple, Type, TypeVar
 
-from toggle_runtime import PROTOCOL_VERSION, blobs, environments, facts, lease, records
+from toggle_runtime import PROTOCOL_VERSION, __version__, blobs, environments, facts, lease, records
+from toggle_runtime.layout import require_layout
 from toggle_runtime.plan import Plan
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
+from toggle_runtime.sweep import close_aborted, sweep
+from toggle_runtime.trust import trust
 from toggle_runtime.wire import Heartbeat, RequestError, Wire
 
 MAX_REQUEST_BYTES = 16 << 20
@@ -43,15 +47,19 @@ def serve(stdin: Optional[BinaryIO] = None) -> int:
 
 
 def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+    root = Path()
     try:
         request, command = _parse(line)
+        root = request["root"]
+        if command is not _facts:  # looking at a device leaves nothing there
+            require_layout(root)
         return dict(command(request, wire), event="result")
     except RequestError as exc:
-        return {"event": "error", "kind": exc.kind, "message": str(exc)}
+        return dict(exc.data, event="error", kind=exc.kind, message=str(exc))
     except records.RecordError as exc:
         return {"event": "error", "kind": "request", "message": str(exc)}
     except OSError as exc:
-        return {"event": "error", "kind": "system", "message": f"{type(exc).__name__}: {exc}"}
+        return {"event": "error", "kind": "system", "message": blobs.describe(exc, root)}
     except Exception as exc:
         # The protocol promises an answer even for our own mistakes; the trace goes to stderr.
         traceback.print_exc()
@@ -65,11 +73,15 @@ def _parse(line: bytes) -> Tuple[Request, Callable[[Request, Wire], Dict[str, An
         raise RequestError("request", f"expected one JSON object on stdin, got {line[:60]!r}: {exc}") from exc
     if not isinstance(request, dict):
         raise RequestError("request", f"expected one JSON object on stdin, got {line[:60]!r}")
-    if request.get("protocol") != PROTOCOL_VERSION:
+    theirs = request.get("protocol")
+    if theirs != PROTOCOL_VERSION:
+        newer = isinstance(theirs, int) and theirs > PROTOCOL_VERSION
         raise RequestError(
             "protocol",
-            f"this agent speaks protocol {PROTOCOL_VERSION}, the host {request.get('protocol')!r}; "
-            "upgrade the older side",
+            f"this agent (version {__version__}) speaks protocol {PROTOCOL_VERSION}, the host {theirs!r}; "
+            f"upgrade {'the agent on this device' if newer else 'toggle-edge on the host'}",
+            protocol=PROTOCOL_VERSION,
+            agent_version=__version__,
         )
     name = _field(request, "command", str)
     if name not in COMMANDS:
@@ -80,6 +92,11 @@ def _parse(line: bytes) -> Tuple[Request, Callable[[Request, Wire], Dict[str, An
 
 def _facts(request: Request, wire: Wire) -> Dict[str, Any]:
     return {"facts": facts.gather(request["root"])}
+
+
+def _trust(request: Request, wire: Wire) -> Dict[str, Any]:
+    key, name = _field(request, "key", str), _field(request, "name", str)
+    return trust(request["root"], key, name, _flag(request, "force"))
 
 
 def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -110,9 +127,16 @@ def _run(request: Request, wire: Wire) -> Dict[str, Any]:
             raise RequestError(
                 "run", f"run {run_id} exists already; fetch its record, or choose another run_id"
             )
+        sweep(root, run_id)
         spool.folder.mkdir(parents=True)
-        spool.journal("lease", owner=owner, bundle=bundle)
-        return Run(root, run_id, bundle, environment, plan, spool, wire, Collected()).execute()
+        try:
+            spool.journal("lease", owner=owner, bundle=bundle)
+            allowed = _flag(request, "allow_unsigned")
+            return Run(root, run_id, bundle, environment, plan, spool, wire, Collected(), allowed).execute()
+        except OSError:
+            # Not even the record could be written, so this answer is all there will be: leave no half of a run.
+            shutil.rmtree(spool.folder, ignore_errors=True)
+            raise
 
 
 def _abort(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -132,21 +156,11 @@ def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
         try:
             with lease.hold(root, "fetch_record", run_id):
                 if not spool.record_path.is_file():
-                    _close_aborted(spool.last_step(), run_id, request)
+                    close_aborted(spool, _field(request, "bundle", str))
         except RequestError as exc:
             raise RequestError("running", f"run {run_id} has no record yet: {exc}") from exc
     text = spool.record_path.read_text(encoding="utf-8")
     return spool.result(records.from_json(records.RunRecord, text))
-
-
-def _close_aborted(step: str, run_id: str, request: Request) -> None:
-    # The lease is free and there is no record: the agent of that run was killed, or the device restarted.
-    reason = f"the agent ended after step {step!r} without a record (killed, or the device restarted)"
-    spool_of(request["root"], run_id).keep(
-        records.RunRecord(
-            records.FORMAT_VERSION, run_id, _field(request, "bundle", str), records.ABORTED, reason
-        )
-    )
 
 
 def _field(request: Request, name: str, kind: Type[Value]) -> Value:
@@ -154,6 +168,10 @@ def _field(request: Request, name: str, kind: Type[Value]) -> Value:
     if not isinstance(value, kind):
         raise RequestError("request", f"{name}: expected {kind.__name__}, got {str(value)[:60]!r}")
     return value
+
+
+def _flag(request: Request, name: str) -> bool:
+    return name in request and _field(request, name, bool)
 
 
 COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
@@ -164,4 +182,5 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "fetch_record": _fetch_record,
     "missing": _missing,
     "run": _run,
+    "trust": _trust,
 }

@@ -4,6 +4,7 @@ Blobs arrive as `incoming/<digest>.part`, are verified, and are renamed into `bl
 verified content is ever found under a digest; a run verifies it again, since disks rot.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -90,12 +91,28 @@ def place(source: Path, target: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace the file at `path` so that a power cut leaves either the old content or the new."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        if temporary.exists():
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
+
+
+def describe(exc: OSError, root: Path) -> str:
+    """What went wrong on the device's file system, and for a full one what to do."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(str(root)).free if root.is_dir() else 0
+        return (
+            f"the disk that holds {root} is full ({free} bytes free): {exc}; free some space there, or choose "
+            "another `root` in the device file, then repeat"
+        )
+    return f"{type(exc).__name__}: {exc}"
 
 
 def sync_file(path: Path) -> None:

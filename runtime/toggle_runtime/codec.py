@@ -1,5 +1,7 @@
 """Records <-> JSON, strictly. A reader takes nothing on trust: an unknown version, an unknown or missing key, a
 wrong type, a NaN or an infinity raises `RecordError` with the path of the offending field.
+
+A record that is sent or kept has a `version` and names in `READABLE` the versions that its reader understands.
 """
 
 import dataclasses
@@ -7,10 +9,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Type, TypeVar, Union, get_type_hints
-
-FORMAT_VERSION = 1
-"""Version of the manifest and of the run record. A reader refuses every other."""
+from typing import Any, Tuple, Type, TypeVar, Union, get_type_hints
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -68,11 +67,14 @@ def check_path(path: str) -> str:
     return path
 
 
-def require_version(version: int, what: str) -> None:
-    if version != FORMAT_VERSION:
-        raise RecordError(
-            f"{what} version: this side reads {FORMAT_VERSION}, got {version!r}; upgrade the older side"
-        )
+def require_version(version: Any, readable: Tuple[int, ...], what: str) -> None:
+    """Raises RecordError, naming the side to upgrade, for a version that is not among `readable`."""
+    if isinstance(version, int) and not isinstance(version, bool) and version in readable:
+        return
+    newer = isinstance(version, int) and version > max(readable)
+    remedy = "it was written by a newer toggle-edge: upgrade this side" if newer else "write it anew"
+    known = " and ".join(str(number) for number in readable)
+    raise RecordError(f"{what} version: this side reads {known}, got {version!r}; {remedy}")
 
 
 def _refuse_constant(name: str) -> float:
@@ -109,9 +111,11 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
 def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
     _expect(isinstance(data, dict), "an object", data, path)
     # The version first: an unknown version explains every other difference.
-    if "version" in data:
-        require_version(data["version"], path)
-    hints = get_type_hints(kind)
+    readable = getattr(kind, "READABLE", None)
+    if readable is not None and "version" in data:
+        require_version(data["version"], readable, path)
+    every_hint = get_type_hints(kind)
+    hints = {each.name: every_hint[each.name] for each in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise RecordError(f"{path}: unknown key {unknown[0]!r}; known: {sorted(hints)}")

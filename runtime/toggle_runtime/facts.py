@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from toggle_runtime import PROTOCOL_VERSION, __version__
+from toggle_runtime.records import RECORD_VERSION, Manifest
+from toggle_runtime.trust import trusted_keys
 
 _CPU = "/sys/devices/system/cpu"
 
@@ -22,6 +24,9 @@ def gather(root: Path) -> Dict[str, Any]:
     facts: Dict[str, Any] = {
         "agent_version": __version__,
         "protocol": PROTOCOL_VERSION,
+        "manifest_versions": list(Manifest.READABLE),
+        "record_version": RECORD_VERSION,
+        "trusted_keys": trusted_keys(root),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "machine": platform.machine(),

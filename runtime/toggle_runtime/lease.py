@@ -20,9 +20,11 @@ def hold(root: Path, owner: str, run_id: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            holder = os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+            taken_by = _written(descriptor)
             raise RequestError(
-                "lease", f"the device is in use by {holder or 'a run that is just starting'}; try again later"
+                "lease",
+                f"the device is in use by {taken_by or 'a run that is just starting'}; try again later",
+                holder=taken_by,
             ) from exc
         text = json.dumps({"owner": owner, "run_id": run_id, "pid": os.getpid(), "since": int(time.time())})
         os.ftruncate(descriptor, 0)
@@ -42,8 +44,14 @@ def holder(root: Path) -> Dict[str, Any]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.read(descriptor, 4096).decode("utf-8", "replace")
-        return dict(json.loads(text)) if text else {}
+        return _written(descriptor)
     finally:
         os.close(descriptor)
     return {}
+
+
+def _written(descriptor: int) -> Dict[str, Any]:
+    try:
+        return dict(json.loads(os.pread(descriptor, 4096, 0).decode("utf-8", "replace")))
+    except (ValueError, TypeError):  # taken a moment ago, and not written yet
+        return {}

@@ -1,4 +1,4 @@
-"""The passes of a run: verify, latency, memory, energy. Each runs in a worker of its own.
+"""The passes of a run: parity, verify, latency, memory, energy. Each runs in a worker of its own.
 
 One measurement must not disturb another: the latency pass computes no signals, the memory pass starts fresh, and
 no pass reads a sensor while it is being timed.
@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from toggle_runtime import signals, verdicts
+from toggle_runtime import canary, signals, verdicts
 from toggle_runtime.backends import backend_for
 from toggle_runtime.meters import memory
 from toggle_runtime.records import LatencySample, Manifest, MemorySample, from_data
@@ -33,6 +33,21 @@ class Probe:
     tokens: List[int]
     prompt_tokens: int
     answer_steps: List[int]
+
+
+def parity(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """The graph in full precision against the canary: prompt in one prefill, the rest decoded from the cache."""
+    manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    backend = backend_for(manifest.target)
+    expected = canary.read_canary(bundle / "canary" / "canary.npz", manifest.model.vocabulary)
+    exact = backend.write_exact_graph(bundle / "artifact")
+    model = backend.open_model(bundle / "artifact", manifest.model, exact, int(request["threads"]))
+    rows = []
+    for row in expected.tokens.tolist():
+        prompt, rest = row[: expected.prompt_tokens], row[expected.prompt_tokens :]
+        rows.append(backend.cached_logits(model, prompt, rest))
+        progress(done=len(rows), of=len(expected.tokens))
+    return {"sample": dataclasses.asdict(canary.compare(expected, np.stack(rows)))}
 
 
 def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
@@ -97,6 +112,7 @@ def energy(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
 
 
 PASSES: Dict[str, Callable[[Mapping[str, Any], Progress], Dict[str, Any]]] = {
+    "parity": parity,
     "verify": verify,
     "latency": latency,
     "memory": memory_peak,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Dict, List
 
-from toggle_runtime.records import LatencySample, MemorySample, ModeVerdict, RecordError
+from toggle_runtime.records import LatencySample, MemorySample, ModeVerdict, ParitySample, RecordError
 
-PASS_NAMES = ("verify", "latency", "memory", "energy")
+PASS_NAMES = ("parity", "verify", "latency", "memory", "energy")
 
 LOADED = "loaded"
 """The step that the worker reports when its model is warm: the energy window opens there."""
@@ -34,6 +34,12 @@ class Plan:
                 raise RecordError(f"plan.{name}: expected more than 0, got {getattr(self, name)}")
         if self.warmups < 0 or self.idle_s < 0:
             raise RecordError("plan.warmups and plan.idle_s: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    sample: ParitySample
+    modules: List[str]
 
 
 @dataclass(frozen=True)

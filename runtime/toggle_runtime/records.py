@@ -6,11 +6,11 @@ only, Python 3.8.
 Signs and units: robustness `>= 0` is satisfied; every quantity carries its unit in its name or in `unit`.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import ClassVar, Dict, List, Optional, Tuple
 
-from toggle_runtime.codec import FORMAT_VERSION as FORMAT_VERSION
 from toggle_runtime.codec import RecordError as RecordError
 from toggle_runtime.codec import check_path as check_path
 from toggle_runtime.codec import digest_of as digest_of
@@ -23,7 +23,15 @@ SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNS
 PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
 OK, UNAVAILABLE = "ok", "unavailable"
 
+MANIFEST_VERSION = 2
+"""Version of the manifests that we write. 2 added the signature and the canary."""
+
+RECORD_VERSION = 2
+"""Version of the run records that we write. 2 added `parity` and `signed_by`."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_SIGNED_AS = b"toggle-edge manifest\n"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,22 @@ class Blob:
             raise RecordError(f"sha256: expected 64 lower-case hex digits, got {self.sha256!r}")
         if self.size < 0:
             raise RecordError(f"size: expected bytes >= 0, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """An Ed25519 signature (RFC 8032): public key (32 bytes) and signature (64 bytes) in lower-case hex."""
+
+    key: str
+    signature: str
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.key):
+            raise RecordError(f"signature.key: expected 64 lower-case hex digits, got {self.key[:70]!r}")
+        if not _SIGNATURE.fullmatch(self.signature):
+            raise RecordError(
+                f"signature.signature: expected 128 lower-case hex digits, got {self.signature[:140]!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,9 +90,11 @@ class Manifest:
     """The index of a bundle.
 
     `files` maps each path of the run folder to its blob. `config` maps each layer to its format's text.
-    `probe_bytes` is what the probes and their baseline traces weigh. A bundle's digest is the SHA-256 of the
-    manifest's bytes, so it names everything the bundle holds.
+    `probe_bytes` is what the probes and their baseline traces weigh. `signature` signs `signed_bytes`; None is an
+    unsigned bundle. A bundle's digest is the SHA-256 of the manifest's bytes, so it names everything it holds.
     """
+
+    READABLE: ClassVar[Tuple[int, ...]] = (1, MANIFEST_VERSION)
 
     version: int
     target: str
@@ -79,15 +105,24 @@ class Manifest:
     files: Dict[str, Blob]
     probe_bytes: int
     environment: Dict[str, str]
+    signature: Optional[Signature] = None
 
     def __post_init__(self) -> None:
-        require_version(self.version, "manifest")
+        require_version(self.version, self.READABLE, "manifest")
         for path in self.files:
             check_path(path)
         if self.default_mode not in self.specification:
             raise RecordError(
                 f"default_mode: expected one of {sorted(self.specification)}, got {self.default_mode!r}"
             )
+
+
+def signed_bytes(manifest: Manifest) -> bytes:
+    """What a manifest's signature signs: a prefix of its own, then the canonical JSON without the signature.
+
+    The prefix keeps a signature of anything else from being taken for one of a manifest.
+    """
+    return _SIGNED_AS + to_json(dataclasses.replace(manifest, signature=None)).encode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -185,14 +220,27 @@ class EnergySample:
 
 
 @dataclass(frozen=True)
+class ParitySample:
+    """The graph at `accuracy_level=0` against the canary: the largest absolute difference of a logit, the most
+    that is allowed, and how many logits were compared."""
+
+    max_abs_logit_difference: float
+    tolerance: float
+    compared: int
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """All that one run of one bundle on one device brings home. Raw samples, not summaries: the host computes
     intervals, so that a record can be judged again by a better method.
 
     `traces` is the blob of the signal traces (a NumPy `.npz`), from which the host certifies `modes` again.
     `noise_floor` is, per property, the largest change of a probe's robustness when the same artifact ran again
-    with another batch size and thread count.
+    with another batch size and thread count. `parity` is None where the plan had no parity pass; `signed_by` is
+    the public key (hex) that the device trusts and that signed the bundle, None for an unsigned one.
     """
+
+    READABLE: ClassVar[Tuple[int, ...]] = (1, RECORD_VERSION)
 
     version: int
     run_id: str
@@ -208,9 +256,11 @@ class RunRecord:
     conditions: Dict[str, str] = field(default_factory=dict)
     environment: Dict[str, str] = field(default_factory=dict)
     modules: List[str] = field(default_factory=list)
+    parity: Optional[ParitySample] = None
+    signed_by: Optional[str] = None
 
     def __post_init__(self) -> None:
-        require_version(self.version, "run record")
+        require_version(self.version, self.READABLE, "run record")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 
 from toggle_runtime import meters, records
-from toggle_runtime.blobs import blob_of, blob_path, mismatch, place
+from toggle_runtime.blobs import blob_of, blob_path, describe, mismatch, place
 from toggle_runtime.facts import conditions, cpu_model
 from toggle_runtime.meters.sampler import Mark, Sampler, power_mw
 from toggle_runtime.plan import (
@@ -19,12 +19,21 @@ from toggle_runtime.plan import (
     EnergyResult,
     LatencyResult,
     MemoryResult,
+    ParityResult,
     Plan,
     VerifyResult,
 )
-from toggle_runtime.records import EnergySample, LatencySample, Manifest, MemorySample, ModeVerdict
+from toggle_runtime.records import (
+    EnergySample,
+    LatencySample,
+    Manifest,
+    MemorySample,
+    ModeVerdict,
+    ParitySample,
+)
 from toggle_runtime.spool import Spool
 from toggle_runtime.supervise import Event, WorkerError, run_worker
+from toggle_runtime.trust import require_signature
 from toggle_runtime.wire import Wire
 
 Result = TypeVar("Result")
@@ -46,11 +55,14 @@ class Collected:
     traces: Optional[records.Blob] = None
     environment: Dict[str, str] = field(default_factory=dict)
     modules: List[str] = field(default_factory=list)
+    parity: Optional[ParitySample] = None
+    signed_by: Optional[str] = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the steps of one run share. `environment` is the worker environment's folder."""
+    """Everything that the steps of one run share. `environment` is the worker environment's folder;
+    `allow_unsigned` lets a bundle without a signature run, but none with a wrong one."""
 
     root: Path
     run_id: str
@@ -60,6 +72,7 @@ class Run:
     spool: Spool
     wire: Wire
     collected: Collected
+    allow_unsigned: bool = False
 
     def execute(self) -> Dict[str, Any]:
         """Go through all steps; whatever happens, a record is kept. Returns the result event."""
@@ -77,13 +90,15 @@ class Run:
             outcome, reason = exc.outcome, str(exc)
         except AbortedError:
             outcome, reason = records.ABORTED, "the run was aborted by request"
-        except (ValueError, OSError) as exc:
+        except ValueError as exc:
             reason = str(exc)
+        except OSError as exc:
+            reason = describe(exc, self.root)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to abort: the record is being written
             shutil.rmtree(self.spool.bundle, ignore_errors=True)
         record = records.RunRecord(
-            version=records.FORMAT_VERSION,
+            version=records.RECORD_VERSION,
             run_id=self.run_id,
             bundle=self.bundle,
             outcome=outcome,
@@ -101,7 +116,13 @@ class Run:
             raise records.RecordError(
                 f"digest: manifest: expected sha256 {self.bundle}, got {found.sha256}; deploy again"
             )
-        manifest = records.from_json(Manifest, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        manifest = records.from_json(Manifest, text)
+        if manifest.version == records.MANIFEST_VERSION and records.to_json(manifest) != text:
+            raise records.RecordError(
+                "manifest: expected canonical JSON (sorted keys, no spaces); export it again"
+            )
+        self.collected.signed_by = require_signature(self.root, manifest, allow_unsigned=self.allow_unsigned)
         for name, blob in sorted(manifest.files.items()):
             problem = mismatch(blob_path(self.root, blob.sha256), blob)
             if problem is not None:
@@ -166,6 +187,19 @@ class Run:
         return result
 
 
+def _parity(run: Run, manifest: Manifest) -> None:
+    sample = run.worker("parity", manifest, ParityResult).sample
+    run.collected.parity = sample
+    # Written so that no number that is not one passes, and no comparison of nothing.
+    if not (sample.max_abs_logit_difference <= sample.tolerance and sample.compared > 0):
+        raise WorkerError(
+            records.ERROR,
+            f"parity: the artifact does not compute what was searched: logits differ by "
+            f"{sample.max_abs_logit_difference:.3g} from the canary, at most {sample.tolerance:g} is rounding; "
+            "nothing more was run, export the bundle again",
+        )
+
+
 def _verify(run: Run, manifest: Manifest) -> None:
     result = run.worker("verify", manifest, VerifyResult)
     source = run.spool.output / records.check_path(result.traces)
@@ -228,6 +262,7 @@ def _energy(run: Run, manifest: Manifest) -> None:
 
 
 PASSES: Dict[str, Callable[[Run, Manifest], None]] = {
+    "parity": _parity,
     "verify": _verify,
     "latency": _latency,
     "memory": _memory,

@@ -107,12 +107,12 @@ def write_traces(path: Path, traces: Sequence[Trace], repeated: Sequence[Trace])
             arrays[f"{part}.{index}.attention_layers"] = trace.attention_layers
             for name, values in trace.signals.items():
                 arrays[f"{part}.{index}.signals.{name}"] = values
-    _write_npz(path, arrays)
+    write_npz(path, arrays)
 
 
 def read_traces(path: Path) -> Tuple[List[Trace], List[Trace]]:
     """Read what `write_traces` wrote: (traces, repeated). Raises SignalsError on anything that does not fit."""
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     groups: Tuple[List[Trace], List[Trace]] = ([], [])
     for part, group in zip(("run", "repeated"), groups):
         while f"{part}.{len(group)}.answer" in arrays:
@@ -130,12 +130,12 @@ def write_outputs(path: Path, outputs: Sequence[Outputs]) -> None:
         arrays[f"{index}.logits"] = entry.logits
         arrays[f"{index}.attention"] = entry.attention
         arrays[f"{index}.hidden"] = entry.hidden
-    _write_npz(path, arrays)
+    write_npz(path, arrays)
 
 
 def read_outputs(path: Path) -> List[Outputs]:
     """Read what `write_outputs` wrote. Raises SignalsError on anything that does not fit."""
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     outputs: List[Outputs] = []
     while f"{len(outputs)}.logits" in arrays:
         index = len(outputs)
@@ -173,8 +173,8 @@ def _trace_from(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Trace:
     return Trace(signals, answer, layers)
 
 
-def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    # Beside the target, then renamed: a reader never sees half a file.
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays durably; a reader never sees half a file. Equal arrays give equal bytes."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as stream:
         np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
@@ -183,7 +183,8 @@ def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     partial.replace(path)
 
 
-def _read_npz(path: Path) -> Dict[str, NDArray[Any]]:
+def read_npz(path: Path) -> Dict[str, NDArray[Any]]:
+    """Read plain arrays, never objects. Raises SignalsError for a file that is missing, damaged or too large."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())

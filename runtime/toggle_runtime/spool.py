@@ -10,7 +10,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from toggle_runtime import records
 from toggle_runtime.blobs import blob_of, write_durably
@@ -55,15 +55,25 @@ class Spool:
 
     def last_step(self) -> str:
         """The last step that was journalled whole, or `none`."""
-        last = "none"
+        steps = self._journalled("step")
+        return steps[-1] if steps else "none"
+
+    def bundle_digest(self) -> str:
+        """The bundle that the journal says was to be run, or `unknown`."""
+        bundles = self._journalled("bundle")
+        return bundles[0] if bundles else "unknown"
+
+    def _journalled(self, key: str) -> List[str]:
+        values: List[str] = []
         try:
             with self.journal_path.open(encoding="utf-8", errors="replace") as stream:
                 for line in stream:
-                    if line.endswith("}\n"):
-                        last = str(json.loads(line)["step"])
-        except (OSError, ValueError, KeyError):
-            return last
-        return last
+                    entry = json.loads(line) if line.endswith("}\n") else {}
+                    if key in entry:
+                        values.append(str(entry[key]))
+        except (OSError, ValueError):
+            return values
+        return values
 
     def keep(self, record: records.RunRecord) -> Dict[str, Any]:
         """Write the record durably and return the event that tells of it."""

@@ -22,11 +22,12 @@ FINAL_WAIT_S = 20.0
 
 
 class RequestError(Exception):
-    """A request that is answered with an error event of this kind and message."""
+    """A request that is answered with an error event of this kind and message, and with `data`'s fields."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, **data: Any) -> None:
         super().__init__(message)
         self.kind = kind
+        self.data = data
 
 
 class Wire:

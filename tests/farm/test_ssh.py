@@ -19,8 +19,9 @@ from toggle_runtime.blobs import blob_of
 from toggle_edge.errors import AgentError, HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet import agent_client, ssh
 from toggle_edge.fleet.agent_client import request
-from toggle_edge.fleet.deploy import run_bundle, ship
+from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
 from toggle_edge.fleet.transport import Transport, connect
 

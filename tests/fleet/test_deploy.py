@@ -18,9 +18,10 @@ from toggle_runtime.records import Blob, RunRecord, to_json
 from toggle_edge.errors import AgentError, FleetError, TransportLostError
 from toggle_edge.fleet import deploy
 from toggle_edge.fleet.agent_client import request
-from toggle_edge.fleet.deploy import run_bundle, ship
+from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.fake import FakeTransport
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import MAX_LINE_BYTES, LineSplitter
 
 DEVICE = Device(name="fake", transport="local", root="root")
@@ -53,8 +54,8 @@ class Store:
                 else:
                     refused.append({"sha256": blob["sha256"], "message": "expected this, got that"})
             self.refuse = self.refuse[1:]
-            yield {"event": "result", "refused": refused}
-        elif command == "environment":
+            yield {"event": "result", "committed": [], "refused": refused}
+        elif command in ("environment", "trust", "abort"):
             yield {"event": "result", "path": "x"}
         else:
             step = self.script.pop(0)
@@ -66,7 +67,7 @@ class Store:
     def finished(self, question: dict[str, Any]) -> dict[str, Any]:
         files = self.transport.files
         traces = Blob(hashlib.sha256(TRACES).hexdigest(), len(TRACES))
-        record = RunRecord(1, question["run_id"], question["bundle"], "PASS", traces=traces)
+        record = RunRecord(2, question["run_id"], question["bundle"], "PASS", traces=traces)
         text = to_json(record).encode()
         files["r/record.json"], files["r/traces.npz"] = text, TRACES
         self.record = {

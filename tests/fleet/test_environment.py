@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,27 @@ from typing import Any
 import pytest
 
 from toggle_edge.errors import FleetError
-from toggle_edge.fleet import environment
 from toggle_edge.fleet.environment import PINS, environment_id, worker_wheels
+from toggle_edge.fleet.facts import DeviceFacts
 
-FACTS = {
-    "implementation": "CPython",
-    "python": "3.11.7",
-    "system": "Linux",
-    "machine": "x86_64",
-    "libc": "glibc",
-    "libc_version": "2.36",
-}
+FACTS = DeviceFacts(
+    agent_version="0.1.0",
+    protocol=2,
+    manifest_versions=[1, 2],
+    record_version=2,
+    trusted_keys={},
+    python="3.11.7",
+    implementation="CPython",
+    machine="x86_64",
+    libc="glibc",
+    libc_version="2.36",
+    system="Linux",
+    release="6.1",
+    hostname="here",
+    cpus=2,
+    memory_bytes=1 << 30,
+    free_disk_bytes=1 << 30,
+)
 TAG = "manylinux_2_27_x86_64.manylinux_2_28_x86_64"
 
 
@@ -54,10 +65,10 @@ def test_the_identifier_names_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"machine": "aarch64"}, {"python": "3.12.1"}, {"libc_version": "2.26"}, {"python": "3.8.18"}]
 )
-def test_wheels_of_another_platform_are_not_taken(tmp_path: Path, change: dict[str, str]) -> None:
+def test_wheels_of_another_platform_are_not_taken(tmp_path: Path, change: dict[str, Any]) -> None:
     fill(tmp_path)
     with pytest.raises(FleetError, match=r"cannot fetch onnxruntime==.*copy the wheels into"):
-        worker_wheels({**FACTS, **change}, tmp_path)
+        worker_wheels(dataclasses.replace(FACTS, **change), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -65,17 +76,18 @@ def test_wheels_of_another_platform_are_not_taken(tmp_path: Path, change: dict[s
     [
         ({"python": "3.7.1"}, r"expected CPython 3.8, .*got CPython 3.7.1.*set `python` in the device file"),
         ({"implementation": "PyPy"}, "expected CPython"),
-        ({"libc": ""}, "Linux with glibc only"),
-        ({"system": "Darwin"}, "Linux with glibc only"),
+        ({"libc": ""}, "Linux with glibc 2 only"),
+        ({"system": "Darwin"}, "Linux with glibc 2 only"),
+        ({"libc_version": "2.36; rm"}, "Linux with glibc 2 only"),
+        ({"machine": "../../x"}, "an architecture such as aarch64"),
     ],
 )
 def test_a_device_without_wheels_is_told_so(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(FleetError, match=message):
-        worker_wheels({**FACTS, **change}, tmp_path)
+        worker_wheels(dataclasses.replace(FACTS, **change), tmp_path)
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOGGLE_EDGE_CACHE", str(tmp_path))
-    assert environment.cache_folder() == tmp_path
-    fill(tmp_path)
+    fill(tmp_path / "wheels")
     assert len(worker_wheels(FACTS)) == 2

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toggle_runtime.records import Argmin, RunRecord, Verdict, from_data, from_json, to_json
+from toggle_runtime.records import Argmin, ParitySample, RunRecord, Verdict, from_data, from_json, to_json
 from toggle_runtime.signals import read_traces
 
-from toggle_edge.bundle import read_bundle
+from toggle_edge.bundle import probes_of, read_bundle
 from toggle_edge.certify import certify
 from toggle_edge.config import FP16, Config
 from toggle_edge.fleet.device import load_device
 from toggle_edge.fleet.sshd import sshd_path
 from toggle_edge.pipeline import demo
-from toggle_edge.pipeline.loop import judge_run, prepare
+from toggle_edge.pipeline.judging import judge_run
+from toggle_edge.pipeline.loop import prepare
 from toggle_edge.pipeline.reranking import excerpts_of
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import CandidateResult, Predicted
@@ -231,19 +232,29 @@ def test_a_device_that_reports_another_outcome_than_its_verdict_is_an_error(
     record = from_json(RunRecord, (home / "record.json").read_text())
     profile, data = load_profile("default"), demo.demo_folder()
     prepared = prepare(data / "model", profile, data / "probes.jsonl", silent)
-    assert judge_run(record, home / "traces.npz", bundle, prepared, candidates=5).outcome == "PASS"
+    # What the bundle says of its probes is as good as the host's own, so that it can be judged without the model.
+    probes = probes_of(bundle)
+    assert [(p.steps, p.answer_steps) for p in probes] == [
+        (p.steps, p.answer_steps) for p in prepared.probes.certificate
+    ]
+    assert judge_run(record, home / "traces.npz", bundle, probes, candidates=5).outcome == "PASS"
     places = excerpts_of(prepared, [hostile_row(record)])
     assert set(places) == {(0, 0)}
+    for parity in (None, ParitySample(2e-4, 1e-4, 9), ParitySample(0.0, 1e-4, 0)):
+        unproved = dataclasses.replace(record, parity=parity)
+        judged = judge_run(unproved, home / "traces.npz", bundle, probes, candidates=5)
+        assert judged.outcome == "ERROR"
+        assert "against the canary" in (judged.reason or "")
     lied = dataclasses.replace(record, outcome="FAIL")
-    judged = judge_run(lied, home / "traces.npz", bundle, prepared, candidates=5)
+    judged = judge_run(lied, home / "traces.npz", bundle, probes, candidates=5)
     assert judged.outcome == "ERROR"
     assert "its certified verdict means PASS" in (judged.reason or "")
     (home / "traces.npz").write_bytes((home / "traces.npz").read_bytes()[:-100])
-    assert judge_run(record, home / "traces.npz", bundle, prepared, candidates=5).outcome == "ERROR"
-    assert judge_run(record, None, bundle, prepared, candidates=5).outcome == "ERROR"
+    assert judge_run(record, home / "traces.npz", bundle, probes, candidates=5).outcome == "ERROR"
+    assert judge_run(record, None, bundle, probes, candidates=5).outcome == "ERROR"
     other = read_bundle(folder / "bundles" / "fp16")
     assert "expected the record of bundle" in (
-        judge_run(record, None, other, prepared, candidates=5).reason or ""
+        judge_run(record, None, other, probes, candidates=5).reason or ""
     )
 
 

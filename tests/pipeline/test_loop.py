@@ -11,7 +11,7 @@ from toggle_runtime.signals import Trace
 
 from toggle_edge.certify import Certificate
 from toggle_edge.errors import CertificationError
-from toggle_edge.pipeline.loop import Judged, implied_outcome, require_same_probes
+from toggle_edge.pipeline.judging import Judged, implied_outcome, require_same_probes
 from toggle_edge.probes import Probe
 
 PROBES = [Probe("a", (1, 2, 3, 4), 1, (2,)), Probe("b", (1, 2, 3, 4), 2, ())]

@@ -11,8 +11,9 @@ from toggle_runtime.records import Argmin, Coverage, Measurement, ModeVerdict, V
 
 from toggle_edge.certify import Certificate, CoverageBound
 from toggle_edge.config import Config, Format
+from toggle_edge.report.cells import WIDTH
 from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow, loop_json
-from toggle_edge.report.tables import WIDTH, print_loop
+from toggle_edge.report.tables import print_loop
 from toggle_edge.selection import Choice
 
 UNIFORM = TrialRow(2, "uniform int8-g64", "d" * 64, "int8-g64 ×2", 2.0, 99.8, {"optimal": True})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from toggle_runtime import facts
+from toggle_runtime.canary import write_canary
 from toggle_runtime.records import (
     LatencySample,
     Manifest,
@@ -24,13 +25,16 @@ from toggle_runtime.records import (
 )
 from toggle_runtime.signals import read_traces, write_outputs
 
-from toggle_edge.bundle import Bundle, build_bundle
+from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
+from toggle_edge.export.canary import canary_of
 from toggle_edge.export.onnx import export_onnx
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.fleet.agent_client import agent_archive
+from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import worker_wheels
+from toggle_edge.fleet.facts import read_facts
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.probes import Probe, probes_to_json
 from toggle_edge.signals import baseline_outputs, traces_of
@@ -48,7 +52,7 @@ SPECIFICATION = {
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The worker's environment as a device has it: wheels unpacked into a folder."""
     folder = tmp_path_factory.mktemp("environment")
-    for wheel in worker_wheels(facts.gather(folder)):
+    for wheel in worker_wheels(read_facts(facts.gather(folder), Device(name="here", transport="local"))):
         with zipfile.ZipFile(wheel.path) as archive:
             archive.extractall(folder)
     return folder
@@ -66,6 +70,11 @@ def bundle(
     artifact = export_onnx(skeleton, LayerBank(tiny).compressed(config), folder / "artifact")
     (folder / "probes.json").write_text(probes_to_json(probes))
     write_outputs(folder / "baseline.npz", baseline_outputs(tiny.module, probes))
+    candidate = LayerBank(tiny).assemble(config)
+    write_canary(
+        folder / "canary.npz",
+        canary_of(candidate, probes[0].tokens, vocabulary=512, context_tokens=tiny.shape.context_tokens),
+    )
     return build_bundle(
         folder / "bundle",
         artifact,
@@ -73,8 +82,13 @@ def bundle(
         shape=tiny.shape,
         specification=SPECIFICATION,
         default_mode="optimal",
-        extra={"probes/probes.json": folder / "probes.json", "probes/baseline.npz": folder / "baseline.npz"},
+        extra={
+            PROBES: folder / "probes.json",
+            BASELINE: folder / "baseline.npz",
+            CANARY: folder / "canary.npz",
+        },
         environment={},
+        key=None,
     )
 
 

@@ -16,7 +16,7 @@ from toggle_edge.search.space import Space, storage_bits
 from toggle_edge.search.study import Study, parents
 from toggle_edge.search.surrogate import fill_missing, fit_outcomes, isolated
 from toggle_edge.search.trial import Observation, Trial
-from toggle_edge.store import open_store
+from toggle_edge.store import StudyIdentity, open_store
 
 MENU = tuple(Format.parse(text) for text in ("int2-g64", "int4-g32", "int8-g64", "fp16"))
 LAYERS = tuple(f"layer{i:02}" for i in range(12))
@@ -110,10 +110,10 @@ def test_a_resumed_search_equals_an_uninterrupted_one(history: tuple[Trial, ...]
 
 def test_the_search_resumes_from_the_store(history: tuple[Trial, ...], tmp_path: object) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    identity: dict[str, Any] = {"model": "m", "model_digest": "d", "profile": "p", "target": "t", "seed": 0}
+    identity = StudyIdentity("m", "d", "/m", "p", "/p", "e", "/probes", "f", "t", 0)
     for max_trials in (6, 9):
         with open_store(url) as store:
-            ledger = store.ledger(store.open_study("s", **identity).id)
+            ledger = store.ledger(store.open_study("s", identity).id)
             trials = replace(study(Memory(), max_trials=max_trials), ledger=ledger).run(evaluate)
     assert trials == history[:9]
 

@@ -24,7 +24,7 @@ from toggle_edge.certify.recomputation import (
 from toggle_edge.errors import CertificationError
 from toggle_edge.statistics import clopper_pearson_lower
 
-__all__ = ["Certificate", "CoverageBound", "certify"]
+__all__ = ["Certificate", "CoverageBound", "certify", "coverage_bound"]
 
 CONFIDENCE = 0.95
 
@@ -95,11 +95,12 @@ def certify(
         *_repetitions(record_modes),
         *_differences(_claim(record_modes, noise_floor), _claim(modes, floors)),
     )
-    bounds = {verdict.mode: _bound(verdict.mode, verdict.coverage, candidates) for verdict in modes}
+    bounds = {verdict.mode: coverage_bound(verdict.mode, verdict.coverage, candidates) for verdict in modes}
     return Certificate(not disagreements, disagreements, bounds)
 
 
-def _bound(mode: str, coverage: Coverage, candidates: int) -> CoverageBound:
+def coverage_bound(mode: str, coverage: Coverage, candidates: int) -> CoverageBound:
+    """What a coverage says about all prompts (Clopper and Pearson 1934), `candidates` having been judged on them."""
     lower = clopper_pearson_lower(coverage.satisfied, coverage.probes, CONFIDENCE, candidates)
     divided = f" (the rest divided among {candidates} candidates)" if candidates > 1 else ""
     statement = (

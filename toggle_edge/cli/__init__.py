@@ -10,7 +10,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from toggle_edge.cli import demo
+from toggle_edge.cli import demo, device, search
 from toggle_edge.errors import ToggleEdgeError
 
 app = typer.Typer(
@@ -20,12 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-demo.register(app)
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `demo` a named command while it is the only one."""
+for commands in (demo, search, device):
+    commands.register(app)
 
 
 def main() -> None:

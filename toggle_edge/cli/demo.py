@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-EXIT_CODES = {"PASS": 0, "FAIL": 1}
-"""Every other outcome exits 3: it could not be done or measured."""
+from toggle_edge.cli.output import AsJson, run
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     work: Annotated[
         Path, typer.Option("--work", help="Folder for the store, the artifacts, the bundles and the device.")
     ] = Path("toggle-edge-demo"),
@@ -33,17 +31,15 @@ def demo(
     ] = False,
 ) -> None:
     """Search, export, ship over SSH, measure, re-check and re-rank: the loop on a small trained model."""
-    from rich.console import Console
-
     from toggle_edge.pipeline.demo import DemoOptions, run_demo
     from toggle_edge.report.loop import loop_json
-    from toggle_edge.report.progress import on_stderr
-    from toggle_edge.report.tables import WIDTH, print_loop
+    from toggle_edge.report.tables import print_loop
 
-    with on_stderr() as reporter:
-        result = run_demo(DemoOptions(work, trials, candidates, seed, local), reporter)
-    if as_json:
-        typer.echo(json.dumps(loop_json(result), allow_nan=False))
-    else:
-        print_loop(result, Console(width=WIDTH))
-    raise typer.Exit(EXIT_CODES.get(result.outcome, 3))
+    options = DemoOptions(work, trials, candidates, seed, local)
+    run(
+        lambda report: run_demo(options, report),
+        as_json,
+        loop_json,
+        print_loop,
+        lambda result: result.outcome,
+    )

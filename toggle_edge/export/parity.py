@@ -11,14 +11,12 @@ import numpy as np
 import onnx
 import torch
 from toggle_runtime.backends import onnx as backend
+from toggle_runtime.canary import TOLERANCE
 from toggle_runtime.records import ModelShape
 
 from toggle_edge.errors import ParityError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.onnx import GRAPH
-
-TOLERANCE = 1e-4
-"""Largest logit difference that float32 rounding explains; 9e-6 to 2e-5 is what whole models show."""
 
 
 def check_parity(

@@ -46,15 +46,16 @@ def agent_archive() -> bytes:
     return buffer.getvalue()
 
 
-def install(transport: Transport, device: Device) -> str:
+def install(transport: Transport, device: Device, *, anew: bool = False) -> str:
     """Put the agent on the device unless it is there; return its path, which is made from its digest.
 
-    Raises AgentError when what was written does not read back as what was sent.
+    `anew` replaces what lies there, whatever it looks like. Raises AgentError when what was written does not read
+    back as what was sent.
     """
     archive = agent_archive()
     digest = hashlib.sha256(archive).hexdigest()
     path = f"{device.root}/agent/{digest}.pyz"
-    if transport.size(path) == len(archive):
+    if not anew and transport.size(path) == len(archive):
         return path
     transport.mkdirs(f"{device.root}/agent")
     # A name of its own: two hosts may install at once, and a running agent must not see half a file.
@@ -98,8 +99,34 @@ def exchange(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     **fields: Any,
 ) -> Event:
-    """Like `request`, but an error event is returned, for callers that act on its `kind`."""
-    path = install(transport, device)
+    """Like `request`, but an error event is returned, for callers that act on its `kind`.
+
+    An agent of another protocol at our agent's place is replaced by ours, once; if it then still speaks another
+    one, that is an AgentError.
+    """
+    event = _converse(transport, device, command, fields, on_progress, timeout_s, anew=False)
+    if event.get("kind") == "protocol":
+        event = _converse(transport, device, command, fields, on_progress, timeout_s, anew=True)
+    if event.get("kind") == "protocol":
+        raise AgentError(
+            f"device {device.name!r}: this host speaks protocol {toggle_runtime.PROTOCOL_VERSION}, the agent there "
+            f"{event.get('protocol')!r} (version {event.get('agent_version')!r}), although it was just replaced; "
+            f"remove {device.root}/agent on the device, and check that nothing else answers there"
+        )
+    return event
+
+
+def _converse(
+    transport: Transport,
+    device: Device,
+    command: str,
+    fields: Event,
+    on_progress: OnProgress,
+    timeout_s: float,
+    *,
+    anew: bool,
+) -> Event:
+    path = install(transport, device, anew=anew)
     question = {
         **fields,
         "protocol": toggle_runtime.PROTOCOL_VERSION,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,9 @@ from toggle_edge.fleet import transport as transports
 from toggle_edge.fleet.agent_client import Event, OnProgress, exchange, ignore_progress, request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, environment_id, worker_wheels
+from toggle_edge.fleet.facts import facts_of
+from toggle_edge.fleet.owner import is_gone, this_process
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
 
 MAX_RECORD_BYTES = 64 << 20
@@ -30,9 +31,11 @@ MAX_TRACES_BYTES = 256 << 20
 RECONNECT_S = 120.0
 """How long a device may be unreachable before a run on it is given up."""
 
+ORPHAN_S = 60.0
+"""How long the aborted run of a host that was killed may take to give the device back."""
+
 _POLL_S = 2.0
 
-Files = Mapping[str, tuple[Path, int]]
 Connect = Callable[[Device], Transport]
 
 
@@ -45,27 +48,6 @@ class RunResult:
     traces: Path | None
 
 
-def ship(
-    transport: Transport, device: Device, files: Files, on_progress: OnProgress = ignore_progress
-) -> int:
-    """Bring `files` (digest -> path and size) into the device's store; return the bytes that had to be sent.
-
-    What the store holds is not sent, what was sent in part is continued. A blob that arrives damaged is sent
-    once more from the start. Raises FleetError when it is damaged again.
-    """
-    sent, refused = _ship_once(transport, device, files, on_progress)
-    if refused:
-        more, refused = _ship_once(transport, device, {d: files[d] for d in refused}, on_progress)
-        sent += more
-    if refused:
-        digest, message = next(iter(refused.items()))
-        raise FleetError(
-            f"device {device.name!r}: {files[digest][0].name}: {message} (sent twice); "
-            "check the file on this host and the device's storage"
-        )
-    return sent
-
-
 def prepare_environment(
     transport: Transport,
     device: Device,
@@ -74,7 +56,7 @@ def prepare_environment(
 ) -> str:
     """Ship the worker's wheels (chosen by the device's facts unless given), unpack them; return the id."""
     if wheels is None:
-        wheels = worker_wheels(request(transport, device, "facts")["facts"])
+        wheels = worker_wheels(facts_of(transport, device))
     ship(transport, device, {wheel.sha256: (wheel.path, wheel.size) for wheel in wheels}, on_progress)
     identifier = environment_id(wheels)
     described = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name} for wheel in wheels]
@@ -90,10 +72,14 @@ def run_bundle(
     *,
     wheels: list[WheelFile] | None = None,
     owner: str | None = None,
+    allow_unsigned: bool = False,
     on_progress: OnProgress = ignore_progress,
     connect: Connect = transports.connect,
 ) -> RunResult:
     """Ship `bundle` and its worker environment, run `plan`, fetch record and traces into `folder`, verified.
+
+    The device is told to trust the bundle's key if it trusts none yet; `allow_unsigned` lets it run a bundle
+    without a signature. A run that a killed process of this host left there is ended first.
 
     A record whose outcome is not PASS is returned like any other. A link that is lost during the run is
     opened again, and the run's result fetched: the agent goes on without us. Raises FleetError when the
@@ -101,6 +87,8 @@ def run_bundle(
     """
     session = _Session(device, connect)
     try:
+        if bundle.manifest.signature is not None:
+            trust_key(session.open(), device, bundle.manifest.signature.key, bundle.signed_by or "unnamed")
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         identifier = prepare_environment(session.open(), device, wheels, on_progress)
         manifest = bundle.folder / MANIFEST
@@ -115,8 +103,9 @@ def run_bundle(
                 "run_id": run_id,
                 "bundle": bundle.digest,
                 "environment": identifier,
-                "owner": owner or f"{getpass.getuser()}@{socket.gethostname()}",
+                "owner": owner or this_process(),
                 "plan": dataclasses.asdict(plan),
+                "allow_unsigned": allow_unsigned,
             },
             on_progress,
             _longest_s(plan),
@@ -124,6 +113,14 @@ def run_bundle(
         return _fetch(session.open(), device, event, run_id, folder)
     finally:
         session.close()
+
+
+def trust_key(transport: Transport, device: Device, key: str, name: str, *, force: bool = False) -> None:
+    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, or `force`.
+
+    Raises AgentError, with the keys that the device trusts, otherwise.
+    """
+    request(transport, device, "trust", key=key, name=name, force=force)
 
 
 class _Session:
@@ -156,6 +153,7 @@ class _Session:
     def _run(self, fields: Event, on_progress: OnProgress, timeout_s: float) -> Event:
         deadline = time.monotonic() + timeout_s
         away_since: float | None = None
+        orphaned_until: float | None = None
         command, lost, repeated = "run", False, False
         while True:
             try:
@@ -183,6 +181,17 @@ class _Session:
                 command, repeated = "run", True
             elif command == "run" and kind in ("lease", "run") and lost:
                 command = "fetch_record"  # it did arrive, late: the holder may be our own run
+            elif command == "run" and kind == "lease" and _is_orphan(event):
+                now = time.monotonic()
+                orphaned_until = now + ORPHAN_S if orphaned_until is None else orphaned_until
+                if now > orphaned_until:
+                    raise AgentError(
+                        f"device {self._device.name!r}: an aborted run does not end: {event['message']}"
+                    )
+                on_progress({"event": "progress", "step": "ending the run of a host that is gone"})
+                # Refused where it has just ended by itself, which is as good.
+                exchange(self.open(), self._device, "abort", run_id=str(event["holder"].get("run_id")))
+                time.sleep(_POLL_S)
             elif command == "fetch_record" and kind == "running" and time.monotonic() < deadline:
                 on_progress({"event": "progress", "step": "waiting"})
                 time.sleep(_POLL_S)
@@ -190,30 +199,9 @@ class _Session:
                 raise AgentError(f"device {self._device.name!r}: {command}: {kind}: {event.get('message')}")
 
 
-def _ship_once(
-    transport: Transport, device: Device, files: Files, on_progress: OnProgress
-) -> tuple[int, dict[str, str]]:
-    """Upload what is missing and commit it. Bytes sent, and what was refused: digest -> message."""
-    answer = request(transport, device, "missing", digests=sorted(files))
-    wanted = sorted(digest for digest in answer["missing"] if digest in files)
-    if not wanted:
-        return 0, {}
-    partial = {digest: int(size) for digest, size in answer["partial"].items()}
-    # More than the whole cannot be a beginning of it: start over.
-    offsets = {d: partial.get(d, 0) if partial.get(d, 0) <= files[d][1] else 0 for d in wanted}
-    total = sum(files[digest][1] - offsets[digest] for digest in wanted)
-    done = 0
-    for digest in wanted:
-        path, offset = files[digest][0], offsets[digest]
-
-        def tell(position: int, before: int = done - offset) -> None:
-            on_progress({"event": "progress", "step": "upload", "done": before + position, "of": total})
-
-        transport.upload(path, f"{device.root}/incoming/{digest}.part", offset, tell)
-        done += files[digest][1] - offset
-    blobs = [{"sha256": digest, "size": files[digest][1]} for digest in wanted]
-    committed = request(transport, device, "commit", blobs=blobs)
-    return done, {entry["sha256"]: str(entry["message"]) for entry in committed["refused"]}
+def _is_orphan(event: Event) -> bool:
+    holder = event.get("holder")
+    return isinstance(holder, dict) and isinstance(holder.get("owner"), str) and is_gone(holder["owner"])
 
 
 def _fetch(transport: Transport, device: Device, event: Event, run_id: str, folder: Path) -> RunResult:

@@ -6,18 +6,18 @@ They are fetched once into a cache on the host and shipped as blobs; the device 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toggle_runtime.facts import gather
 
+from toggle_edge.cache import cache_folder
 from toggle_edge.errors import FleetError
+from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.facts import DeviceFacts, read_facts
 
 PINS = {
     "3.8": ("onnxruntime==1.19.2", "numpy==1.24.4"),
@@ -51,18 +51,13 @@ def environment_id(wheels: list[WheelFile]) -> str:
     return hashlib.sha256("\n".join(sorted(wheel.sha256 for wheel in wheels)).encode()).hexdigest()
 
 
-def cache_folder() -> Path:
-    """`$TOGGLE_EDGE_CACHE`, or `~/.cache/toggle-edge/wheels`."""
-    return Path(os.environ.get("TOGGLE_EDGE_CACHE") or Path.home() / ".cache" / "toggle-edge" / "wheels")
-
-
-def worker_wheels(facts: Mapping[str, Any], cache: Path | None = None) -> list[WheelFile]:
+def worker_wheels(facts: DeviceFacts, cache: Path | None = None) -> list[WheelFile]:
     """The wheels for a device with these `facts` (the agent's answer), fetched if the cache lacks one.
 
     Raises FleetError when no such wheels exist, or when they cannot be fetched.
     """
     version, machine, minor = _platform_of(facts)
-    folder = (cache or cache_folder()) / f"cp{version.replace('.', '')}-{machine}"
+    folder = (cache or cache_folder() / "wheels") / f"cp{version.replace('.', '')}-{machine}"
     wheels = [_cached(folder, pin, minor) for pin in PINS[version]]
     if None in wheels:
         _fetch(folder, version, machine, minor)
@@ -77,20 +72,30 @@ def worker_wheels(facts: Mapping[str, Any], cache: Path | None = None) -> list[W
 
 def prefetch() -> None:
     """Fetch the wheels for this interpreter and machine, so that later runs need no network."""
-    worker_wheels(gather(Path.cwd()))
+    here = Device(name="here", transport="local")
+    worker_wheels(read_facts(gather(Path.cwd()), here))
 
 
-def _platform_of(facts: Mapping[str, Any]) -> tuple[str, str, int]:
-    version = ".".join(str(facts["python"]).split(".")[:2])
-    what = " ".join(str(facts[key]) for key in ("implementation", "python", "system", "machine", "libc"))
-    if facts["implementation"] != "CPython" or version not in PINS:
+def _platform_of(facts: DeviceFacts) -> tuple[str, str, int]:
+    version = ".".join(facts.python.split(".")[:2])
+    what = f"{facts.implementation} {facts.python} {facts.system} {facts.machine} {facts.libc}"
+    if facts.implementation != "CPython" or version not in PINS:
         raise FleetError(
             f"worker wheels: expected CPython {', '.join(PINS)} on the device, got {what}; "
             "set `python` in the device file to another interpreter"
         )
-    if facts["system"] != "Linux" or facts["libc"] != "glibc":
-        raise FleetError(f"worker wheels: onnxruntime publishes them for Linux with glibc only, got {what}")
-    return version, str(facts["machine"]), int(str(facts["libc_version"]).split(".")[1])
+    minor = re.fullmatch(r"2\.(\d{1,3})", facts.libc_version)
+    if facts.system != "Linux" or facts.libc != "glibc" or minor is None:
+        raise FleetError(
+            "worker wheels: onnxruntime publishes them for Linux with glibc 2 only, got "
+            f"{what} {facts.libc_version}"
+        )
+    # It becomes a folder's name and an argument of pip, and a device may say anything.
+    if not re.fullmatch(r"[a-z0-9_]{1,32}", facts.machine):
+        raise FleetError(
+            f"worker wheels: expected an architecture such as aarch64, got {facts.machine[:60]!r}"
+        )
+    return version, facts.machine, int(minor[1])
 
 
 def _cached(folder: Path, pin: str, minor: int) -> Path | None:

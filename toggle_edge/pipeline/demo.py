@@ -18,27 +18,33 @@ from toggle_edge.export import build_skeleton
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, load_device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
+from toggle_edge.pipeline.inputs import demo_folder
+from toggle_edge.pipeline.judging import Judged, judge_run
 from toggle_edge.pipeline.loop import (
-    TARGET,
     Exported,
-    Judged,
     Prepared,
     export,
-    judge_run,
+    identity_of,
     prepare,
     search,
+    stored_sensitivity,
     write_probes,
 )
 from toggle_edge.pipeline.reranking import BASELINE_ID, candidate_id, rerank
+from toggle_edge.pipeline.validation import describe, starts_a_process
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import LoopResult
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.finalists import finalists
 from toggle_edge.search.trial import Trial
+from toggle_edge.signing import signing_key
 from toggle_edge.store import Store, open_store
+from toggle_edge.workspace import workspace
 
 DEVICE_NAME = "this-machine"
-PLAN = Plan(["verify", "latency", "memory", "energy"], restarts=3, generations=10, warmups=2, tokens=48)
+PLAN = Plan(
+    ["parity", "verify", "latency", "memory", "energy"], restarts=3, generations=10, warmups=2, tokens=48
+)
 
 
 @dataclass(frozen=True)
@@ -54,43 +60,33 @@ class DemoOptions:
     profile: str = "default"
 
 
-def demo_folder() -> Path:
-    """Where the demo model lies: in an installed wheel, else in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    packed = package / "_data" / "demo"
-    return packed if packed.is_dir() else package.parent / "demo"
-
-
 def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
     """The whole loop, once. Raises ToggleEdgeError when a stage cannot be done at all."""
     started = time.monotonic()
     # One thread: a model this small gains nothing from more, and on a busy machine threads that wait for each
     # other cost far more than they bring. The result then does not depend on the number of cores either.
     torch.set_num_threads(1)
-    work = options.work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
     profile = load_profile(options.profile)
-    prepared = prepare(demo_folder() / "model", profile, demo_folder() / "probes.jsonl", report)
-    with open_store(f"sqlite:///{work / 'toggle-edge.sqlite'}") as store:
-        study = f"demo-{options.seed}"
-        stored = store.open_study(
-            study,
-            model=prepared.model.folder.name,
-            model_digest=prepared.model.digest,
-            profile=profile.name,
-            target=TARGET,
-            seed=options.seed,
-        )
-        ledger = store.ledger(stored.id)
-        trials = search(prepared, ledger, seed=options.seed, max_trials=options.trials, report=report)
-        chosen = finalists(trials, tuple(prepared.specification), options.candidates)
-        exported = _export_all(prepared, chosen, work, report)
-        with this_machine(work, local=options.local, report=report) as device:
-            judged = _run_all(prepared, exported, device, options.plan, work, store, stored.id, report)
+    with workspace(options.work) as work:
+        prepared = prepare(demo_folder() / "model", profile, demo_folder() / "probes.jsonl", report)
+        with open_store(f"sqlite:///{work / 'toggle-edge.sqlite'}") as store:
+            stored = store.open_study(f"demo-{options.seed}", identity_of(prepared, options.seed))
+            trials = search(
+                prepared,
+                store.ledger(stored.id),
+                sensitivity=stored_sensitivity(prepared, store, stored, report),
+                seed=options.seed,
+                max_trials=options.trials,
+                report=report,
+            )
+            chosen = finalists(trials, tuple(prepared.specification), options.candidates)
+            exported = _export_all(prepared, chosen, work, report)
+            with this_machine(work, local=options.local, report=report) as device:
+                judged = _run_all(prepared, exported, device, options.plan, work, store, stored.id, report)
     return rerank(
         prepared,
         device,
-        study,
+        stored.name,
         trials,
         chosen,
         exported,
@@ -105,13 +101,13 @@ def _export_all(
 ) -> dict[str, Exported]:
     report("export", 0, len(chosen) + 1, "building the graph")
     skeleton = build_skeleton(prepared.model, work / "skeletons")
-    extra = write_probes(prepared, work / "probes")
+    extra, key = write_probes(prepared, work / "probes"), signing_key()
     configs = {BASELINE_ID: prepared.baseline, **{candidate_id(trial): trial.config for trial in chosen}}
     exported = {}
     for index, (name, config) in enumerate(configs.items()):
         (work / "configs").mkdir(exist_ok=True)
         _config_file(work, name).write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
-        exported[name] = export(prepared, config, skeleton, extra, work / "bundles" / name)
+        exported[name] = export(prepared, config, skeleton, extra, work / "bundles" / name, key=key)
         worst = max(entry.parity for entry in exported.values())
         report("export", index + 1, len(configs), f"logits within {worst:.1e} of the searched weights")
     return exported
@@ -171,13 +167,17 @@ def _run_all(
 
         def on_progress(event: Mapping[str, object], name: str = name, before: int = index * steps) -> None:
             nonlocal started
-            started += _starts_a_process(event)
-            report("device", before + max(0, started - 1), len(exported) * steps, _note(name, event))
+            started += starts_a_process(event)
+            report("device", before + max(0, started - 1), len(exported) * steps, f"{name} {describe(event)}")
 
         for_candidates = max(1, len(exported) - 1)
         result = run_bundle(device, entry.bundle, plan, work / "runs" / name, on_progress=on_progress)
         judged[name] = judge_run(
-            result.record, result.traces, entry.bundle, prepared, candidates=for_candidates
+            result.record,
+            result.traces,
+            entry.bundle,
+            prepared.probes.certificate,
+            candidates=for_candidates,
         )
         certificate = judged[name].certificate
         store.record_bundle(
@@ -197,18 +197,6 @@ def _run_all(
         )
         report("device", (index + 1) * steps, len(exported) * steps, f"{name}: {judged[name].outcome}")
     return judged
-
-
-def _starts_a_process(event: Mapping[str, object]) -> bool:
-    # A pass is one worker, but for latency, which starts a fresh one per restart.
-    latency = event.get("pass") == "latency"
-    return event.get("step") == ("restart" if latency else "started")
-
-
-def _note(name: str, event: Mapping[str, object]) -> str:
-    words = [str(event[key]) for key in ("pass", "step") if key in event]
-    share = f"{event['done']}/{event['of']}" if "done" in event and "of" in event else ""
-    return " ".join([name, *words, share]).strip()
 
 
 def _config_file(work: Path, name: str) -> Path:

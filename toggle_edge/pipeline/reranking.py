@@ -10,12 +10,20 @@ from toggle_runtime.records import ERROR, FAIL, PASS
 from toggle_edge.cost import predicted_cost, proxy_flops_ratio
 from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import kendall_tau, non_dominated
-from toggle_edge.pipeline.loop import Exported, Judged, Prepared
+from toggle_edge.pipeline.judging import Judged
+from toggle_edge.pipeline.loop import Exported, Prepared
 from toggle_edge.probes import excerpt
 from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
-from toggle_edge.selection import Choice, MeasuredCandidate, measured_front, select, why_changed
+from toggle_edge.selection import (
+    Choice,
+    MeasuredCandidate,
+    budget_of,
+    measured_front,
+    select,
+    why_changed,
+)
 
 BASELINE_ID = "fp16"
 
@@ -61,7 +69,7 @@ def rerank(
         )
         for row in candidates
     ]
-    budget = _budget(device, prepared.profile.budget)
+    budget = {**prepared.profile.budget, **budget_of(device)}
     selected = {mode: select(ran, mode, budget) for mode in modes}
     predicted = {mode: _id_of(predicted_selection(trials, mode), by_id) for mode in modes}
     outcome, reason = _outcome(prepared.profile.default_mode, judged, selected)
@@ -73,8 +81,8 @@ def rerank(
         transport=device.transport,
         conditions={**judged[BASELINE_ID].record.conditions, **judged[BASELINE_ID].record.environment},
         default_mode=prepared.profile.default_mode,
-        trials=tuple(_trial_row(prepared, trial) for trial in trials),
-        cheapest_uniform=_cheapest_uniform(prepared, trials),
+        trials=tuple(trial_row(prepared, trial) for trial in trials),
+        cheapest_uniform=cheapest_uniform(prepared, trials),
         baseline=rows[BASELINE_ID],
         candidates=candidates,
         predicted_front=_predicted_front(chosen),
@@ -89,7 +97,8 @@ def rerank(
     )
 
 
-def _trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
+def trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
+    """A trial in short."""
     return TrialRow(
         index=trial.index,
         origin=trial.origin,
@@ -101,10 +110,11 @@ def _trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
     )
 
 
-def _cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | None:
+def cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | None:
+    """The cheapest trial with one format everywhere that is feasible in the default mode."""
     uniform = [trial for trial in trials if len({fmt for _, fmt in trial.config}) == 1]
     selected = predicted_selection(uniform, prepared.profile.default_mode)
-    return _trial_row(prepared, selected) if selected else None
+    return trial_row(prepared, selected) if selected else None
 
 
 def _candidate(
@@ -177,15 +187,6 @@ def _tau(rows: Sequence[CandidateResult]) -> float | None:
 
 def _id_of(trial: Trial | None, by_id: Mapping[str, Trial]) -> str | None:
     return candidate_id(trial) if trial and candidate_id(trial) in by_id else None
-
-
-def _budget(device: Device, profile_budget: Mapping[str, float]) -> dict[str, float]:
-    limits = {
-        "decode_ms_p50": device.budget.decode_ms,
-        "memory_bytes": device.budget.memory_bytes,
-        "energy_mj_per_token": device.budget.energy_mj_per_token,
-    }
-    return {**profile_budget, **{name: limit for name, limit in limits.items() if limit is not None}}
 
 
 def _outcome(

@@ -3,65 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol, TypedDict, TypeGuard
+from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from toggle_runtime.records import MARGINAL, PASS, SATISFIED, UNSET, VIOLATED, Argmin, Measurement
+from toggle_runtime.records import SATISFIED, Measurement
 
+from toggle_edge.report.cells import (
+    STYLES,
+    TITLE,
+    has,
+    interval,
+    number,
+    place,
+    print_entry,
+    print_outcome,
+    signed,
+    value,
+)
 from toggle_edge.report.loop import CandidateResult, LoopResult
-
-WIDTH = 100
-
-
-class _Title(TypedDict):
-    title_justify: Literal["left"]
-    width: int
-
-
-_TITLE: _Title = {"title_justify": "left", "width": WIDTH}
-_STYLES = {SATISFIED: "green", MARGINAL: "yellow", VIOLATED: "red", UNSET: "red"}
-
-
-class _Measured(Protocol):
-    """A measurement that has a value."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def ci95(self) -> list[float] | None: ...
 
 
 def print_loop(result: LoopResult, console: Console) -> None:
     """The whole result of one turn of the loop."""
     for heading, sentence in _setting(result):
-        _print_entry(console, heading, sentence)
+        print_entry(console, heading, sentence)
     console.print()
     console.print(_front_table(result))
     console.print(_verdict_table(result, result.default_mode))
     for heading, sentence in _evidence(result):
-        _print_entry(console, heading, sentence)
+        print_entry(console, heading, sentence)
     console.print()
     console.print(_selection_table(result))
     for mode, sentence in result.explanations.items():
-        _print_entry(console, mode, sentence)
+        print_entry(console, mode, sentence)
     for note in _shared_selections(result):
-        _print_entry(console, "", note)
-    console.print()
-    style = "bold green" if result.outcome == PASS else "bold red"
-    console.print(Text(result.outcome, style=style), Text(result.reason or ""), highlight=False)
-    _print_entry(console, "next", _next_step(result))
-
-
-def _print_entry(console: Console, heading: str, sentence: str) -> None:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=11, no_wrap=True)
-    grid.add_column(width=WIDTH - 12)
-    grid.add_row(heading, Text(sentence))
-    console.print(grid)
+        print_entry(console, "", note)
+    print_outcome(console, result.outcome, result.reason)
+    print_entry(console, "next", _next_step(result))
 
 
 def _setting(result: LoopResult) -> Iterator[tuple[str, str]]:
@@ -84,9 +65,9 @@ def _setting(result: LoopResult) -> Iterator[tuple[str, str]]:
 
 def _front_table(result: LoopResult) -> Table:
     title = "predicted (P) on the host, measured (M) on the device; P and M mark the fronts"
-    table = Table(box=SIMPLE_HEAD, title=title, **_TITLE)
+    table = Table(box=SIMPLE_HEAD, title=title, **TITLE)
     rows = (result.baseline, *result.candidates)
-    energy = any(_has(row.measured.get("energy_mj_per_token")) for row in rows)
+    energy = any(has(row.measured.get("energy_mj_per_token")) for row in rows)
     table.add_column("", no_wrap=True, min_width=9)
     table.add_column("layers at\n2/4/8/16 bit", no_wrap=True, min_width=12)
     widths = {"proxy": 6, "MB": 5, "AvgPP": 6, "decode ms [95 %]": 20, "TTFT\nms": 5, "peak\nMB": 4}
@@ -100,11 +81,11 @@ def _front_table(result: LoopResult) -> Table:
             _layers_by_bits(row),
             f"{row.predicted.proxy_flops_ratio:.2f}×",
             f"{row.artifact_bytes / 1e6:.2f}",
-            _number(row.avgpp, 2),
-            _interval(row.measured.get("decode_ms_p50"), 3),
-            _value(row.measured.get("ttft_ms"), 2),
-            _value(row.measured.get("memory_bytes"), 0, 1e-6),
-            *([_value(row.measured.get("energy_mj_per_token"), 2)] if energy else []),
+            number(row.avgpp, 2),
+            interval(row.measured.get("decode_ms_p50"), 3),
+            value(row.measured.get("ttft_ms"), 2),
+            value(row.measured.get("memory_bytes"), 0, 1e-6),
+            *([value(row.measured.get("energy_mj_per_token"), 2)] if energy else []),
             " ".join(letter for letter, ids in fronts.items() if row.id in ids),
         )
     return table
@@ -116,7 +97,7 @@ def _layers_by_bits(row: CandidateResult) -> str:
 
 
 def _verdict_table(result: LoopResult, mode: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=f"the contract on the device, mode {mode}", **_TITLE)
+    table = Table(box=SIMPLE_HEAD, title=f"the contract on the device, mode {mode}", **TITLE)
     table.add_column("property", no_wrap=True, min_width=24)
     table.add_column("verdict", no_wrap=True, min_width=9)
     for heading in ("robustness", "host said"):
@@ -130,9 +111,9 @@ def _verdict_table(result: LoopResult, mode: str) -> Table:
         coverage = judged.coverage
         table.add_row(
             Text(candidate.id, style="bold"),
-            Text(judged.verdict, style=_STYLES[judged.verdict]),
-            _signed(judged.robustness),
-            _signed(host.robustness if host else None),
+            Text(judged.verdict, style=STYLES[judged.verdict]),
+            signed(judged.robustness),
+            signed(host.robustness if host else None),
             f"{coverage.satisfied} of {coverage.probes} probes, needs {coverage.required}; "
             + ("certified" if candidate.certified else "NOT certified"),
         )
@@ -142,10 +123,10 @@ def _verdict_table(result: LoopResult, mode: str) -> Table:
             excerpts = {} if verdict.verdict == SATISFIED else result.excerpts
             table.add_row(
                 f"  {verdict.property.replace('_', ' ')}",
-                Text(verdict.verdict, style=_STYLES[verdict.verdict]),
-                _signed(verdict.robustness),
-                _signed(host_said.get(verdict.property)),
-                Text(verdict.reason or _place(verdict.argmin, excerpts)),
+                Text(verdict.verdict, style=STYLES[verdict.verdict]),
+                signed(verdict.robustness),
+                signed(host_said.get(verdict.property)),
+                Text(verdict.reason or place(verdict.argmin, excerpts)),
                 end_section=index + 1 == len(judged.verdicts),
             )
     return table
@@ -166,7 +147,7 @@ def _evidence(result: LoopResult) -> Iterator[tuple[str, str]]:
         yield (
             "decode",
             (
-                f"{chosen} {_interval(times[0], 3)} ms, fp16 baseline {_interval(times[1], 3)} ms: {_compared(*times)}"
+                f"{chosen} {interval(times[0], 3)} ms, fp16 baseline {interval(times[1], 3)} ms: {_compared(*times)}"
             ),
         )
         uniform = result.cheapest_uniform
@@ -192,7 +173,7 @@ def _evidence(result: LoopResult) -> Iterator[tuple[str, str]]:
     yield (
         "proxy",
         (
-            f"Kendall's tau between proxy FLOPs and measured decode time is {_number(result.kendall_tau, 2)} over "
+            f"Kendall's tau between proxy FLOPs and measured decode time is {number(result.kendall_tau, 2)} over "
             f"{len(result.candidates) + 1} artifacts: 1 would rank them alike, 0 says nothing"
         ),
     )
@@ -222,7 +203,7 @@ def _next_step(result: LoopResult) -> str:
 
 
 def _compared(ours: Measurement | None, baseline: Measurement | None) -> str:
-    if not _has(ours) or not _has(baseline) or not ours.ci95 or not baseline.ci95:
+    if not has(ours) or not has(baseline) or not ours.ci95 or not baseline.ci95:
         return "not comparable, since an interval is missing"
     low, high = sorted((ours, baseline), key=lambda measurement: measurement.value)
     if not (low.ci95 and high.ci95 and low.ci95[1] < high.ci95[0]):
@@ -234,7 +215,7 @@ def _compared(ours: Measurement | None, baseline: Measurement | None) -> str:
 
 
 def _selection_table(result: LoopResult) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="what each mode selects", **_TITLE)
+    table = Table(box=SIMPLE_HEAD, title="what each mode selects", **TITLE)
     for heading in ("mode", "by proxy", "now"):
         table.add_column(heading, no_wrap=True)
     for heading in ("AvgPP", "MB", "decode ms [95 %]", "proxy"):
@@ -244,45 +225,10 @@ def _selection_table(result: LoopResult) -> Table:
         if choice.id is not None:
             candidate = result.candidate(choice.id)
             cells = [
-                _number(candidate.avgpp, 2),
+                number(candidate.avgpp, 2),
                 f"{candidate.artifact_bytes / 1e6:.2f}",
-                _interval(candidate.measured.get("decode_ms_p50"), 3),
+                interval(candidate.measured.get("decode_ms_p50"), 3),
                 f"{candidate.predicted.proxy_flops_ratio:.2f}×",
             ]
         table.add_row(mode, result.predicted_selection[mode] or "none", choice.id or "none", *cells)
     return table
-
-
-def _place(argmin: Argmin | None, excerpts: Mapping[tuple[int, int], str]) -> str:
-    if argmin is None:
-        return "-"
-    layer = "" if argmin.layer is None else f", layer {argmin.layer}"
-    words = excerpts.get((argmin.probe, argmin.step))
-    return f"probe {argmin.probe}, step {argmin.step}{layer}" + (f' "{words}"' if words else "")
-
-
-def _has(measurement: Measurement | None) -> TypeGuard[_Measured]:
-    return measurement is not None and measurement.value is not None
-
-
-def _interval(measurement: Measurement | None, digits: int) -> str:
-    if measurement is None or measurement.value is None:
-        return "unavailable"
-    if measurement.ci95 is None:
-        return f"{measurement.value:.{digits}f}"
-    low, high = measurement.ci95
-    return f"{measurement.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _value(measurement: Measurement | None, digits: int, factor: float = 1.0) -> str:
-    if measurement is None or measurement.value is None:
-        return "n/a"
-    return f"{measurement.value * factor:.{digits}f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"

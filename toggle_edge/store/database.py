@@ -5,6 +5,7 @@ Every write is one transaction. Records are immutable: writing another value und
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,13 +25,17 @@ from toggle_runtime.records import (
 )
 
 from toggle_edge.errors import ConfigError, SearchError, StoreError
+from toggle_edge.profiles import nearest
 from toggle_edge.search.trial import Ledger, Trial
 from toggle_edge.store import tables
 from toggle_edge.store.engine import DEFAULT_URL, connect
+from toggle_edge.store.migrations import MIGRATIONS
 from toggle_edge.store.rows import (
+    IDENTIFYING,
     StoredBundle,
     StoredRun,
     StoredStudy,
+    StudyIdentity,
     measurement_of,
     measurement_row,
     trial_of,
@@ -72,7 +77,10 @@ class Store:
         self._engine.dispose()
 
     def migrate(self) -> None:
-        """Bring the schema to this version; `open_store` does it."""
+        """Bring the schema to this version in one transaction; `open_store` does it.
+
+        Raises StoreError for a newer store, and for one that cannot be brought up to date, which stays as it was.
+        """
         with self._transaction() as connection:
             present = set(sa.inspect(connection).get_table_names())
             if tables.schema_version.name not in present:
@@ -84,48 +92,61 @@ class Store:
                 tables.metadata.create_all(connection)
                 connection.execute(tables.schema_version.insert().values(version=tables.SCHEMA_VERSION))
             version = connection.execute(sa.select(tables.schema_version.c.version)).scalar()
-            if version != tables.SCHEMA_VERSION:
+            if version is None or not 1 <= version <= tables.SCHEMA_VERSION:
                 raise StoreError(
-                    f"store: {self._where} has schema version {version}, this toggle-edge reads "
+                    f"store: {self._where} has schema version {version}, this toggle-edge reads 1 to "
                     f"{tables.SCHEMA_VERSION}; upgrade toggle-edge or use another store"
                 )
+            for step in range(version + 1, tables.SCHEMA_VERSION + 1):
+                MIGRATIONS[step](connection)
+            if version < tables.SCHEMA_VERSION:
+                connection.execute(tables.schema_version.update().values(version=tables.SCHEMA_VERSION))
 
-    def open_study(
-        self, name: str, *, model: str, model_digest: str, profile: str, target: str, seed: int
-    ) -> StoredStudy:
+    def open_study(self, name: str, identity: StudyIdentity) -> StoredStudy:
         """The study of this name, created if there is none.
 
-        Raises StoreError naming every difference if it exists with another model digest, profile, target or
-        seed: its trials would not be comparable.
+        Raises StoreError naming every difference if it exists with another model, profile, set of probes, target
+        or seed: its trials would not be comparable.
         """
-        identity = {"model_digest": model_digest, "profile": profile, "target": target, "seed": seed}
         with self._transaction() as connection:
-            found = (
-                connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name))
-                .mappings()
-                .first()
-            )
+            found = self._find_study(connection, name)
             if found is None:
-                connection.execute(
-                    tables.studies.insert().values(name=name, model=model, created=_now(), **identity)
-                )
-                found = (
-                    connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name))
-                    .mappings()
-                    .one()
-                )
-            study = StoredStudy(**found)
+                values = {**dataclasses.asdict(identity), "name": name, "created": _now()}
+                connection.execute(tables.studies.insert().values(values))
+                found = self._find_study(connection, name)
+        if found is None:
+            raise StoreError(f"store: {self._where}: study {name!r} was written and cannot be read")
         differences = [
-            f"{key} was {found[key]!r}, is now {value!r}"
-            for key, value in identity.items()
-            if found[key] != value
+            f"{what} was {_short(found[key])}, is now {_short(getattr(identity, key))}"
+            for key, what in IDENTIFYING.items()
+            if found[key] != getattr(identity, key)
         ]
         if differences:
             raise StoreError(
                 f"store: study {name!r} was started differently: {'; '.join(differences)}; "
-                "choose another study name or the same arguments"
+                "choose another study name (or work folder), or go back to what it was started with"
             )
-        return study
+        return StoredStudy(**found)
+
+    def study(self, name: str) -> StoredStudy:
+        """The study of this name. Raises StoreError naming those that there are."""
+        for study in (known := self.studies()):
+            if study.name == name:
+                return study
+        names = ", ".join(study.name for study in known) or "none"
+        raise StoreError(
+            f"store: {self._where} has no study {name!r}{nearest(name, [study.name for study in known])}; "
+            f"it has: {names}"
+        )
+
+    def record_sensitivity(self, study: int, sensitivity: Mapping[str, float]) -> None:
+        """Remember what each layer loses alone, so that a search that goes on starts from the same design."""
+        with self._transaction() as connection:
+            connection.execute(
+                tables.studies.update()
+                .where(tables.studies.c.id == study)
+                .values(sensitivity=dict(sensitivity))
+            )
 
     def studies(self) -> list[StoredStudy]:
         """All studies, oldest first."""
@@ -228,6 +249,12 @@ class Store:
                 for row in self._rows(query)
             ]
 
+    @staticmethod
+    def _find_study(connection: sa.Connection, name: str) -> dict[str, Any] | None:
+        query = sa.select(tables.studies).where(tables.studies.c.name == name)
+        row = connection.execute(query).mappings().first()
+        return None if row is None else dict(row)
+
     @property
     def _where(self) -> str:
         return self._engine.url.render_as_string(hide_password=True)
@@ -260,7 +287,8 @@ class _StudyLedger:
 
     def record(self, trial: Trial) -> None:
         with self._store._transaction() as connection:
-            connection.execute(tables.trials.insert().values(study=self._study, **trial_row(trial)))
+            row = {**trial_row(trial), "study": self._study, "created": _now()}
+            connection.execute(tables.trials.insert().values(row))
 
 
 @contextmanager
@@ -269,6 +297,12 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except (RecordError, ConfigError, SearchError) as exc:
         raise StoreError(f"store: a stored {what} cannot be read: {exc}; restore a backup") from exc
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "not noted (by an older toggle-edge)"
+    return f"{str(value)[:12]!r}" if len(str(value)) == 64 else repr(value)
 
 
 def _now() -> str:

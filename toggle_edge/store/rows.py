@@ -14,8 +14,36 @@ from toggle_edge.search.trial import Observation, Trial
 
 
 @dataclass(frozen=True)
+class StudyIdentity:
+    """What a search was started with. Digests are SHA-256 in hex; folder and path are where the files were."""
+
+    model: str
+    model_digest: str
+    model_folder: str
+    profile: str
+    profile_path: str
+    profile_digest: str
+    probes_path: str
+    probes_digest: str
+    target: str
+    seed: int
+
+
+IDENTIFYING = {
+    "model_digest": "the model's files",
+    "profile": "the profile",
+    "profile_digest": "the profile's content",
+    "probes_digest": "the probes",
+    "target": "the target",
+    "seed": "the seed",
+}
+"""What must be equal for trials to be comparable, in words. A file may move."""
+
+
+@dataclass(frozen=True)
 class StoredStudy:
-    """A search and what identifies it. `created` is ISO 8601 in UTC."""
+    """A search and what identifies it. `created` is ISO 8601 in UTC; what is None was not noted by the older
+    toggle-edge that began the study. `sensitivity` is None until it was computed."""
 
     id: int
     name: str
@@ -25,6 +53,12 @@ class StoredStudy:
     target: str
     seed: int
     created: str
+    model_folder: str | None
+    profile_path: str | None
+    profile_digest: str | None
+    probes_path: str | None
+    probes_digest: str | None
+    sensitivity: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""The tables of the store. A change here needs a new `SCHEMA_VERSION` and a migration."""
+"""The tables of the store. A change here needs a new `SCHEMA_VERSION`, and a migration in `migrations`."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -21,6 +21,13 @@ studies = sa.Table(
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("created", sa.Text, nullable=False),
+    # Since version 2; NULL in studies that are older.
+    sa.Column("model_folder", sa.Text),
+    sa.Column("profile_path", sa.Text),
+    sa.Column("profile_digest", sa.Text),
+    sa.Column("probes_path", sa.Text),
+    sa.Column("probes_digest", sa.Text),
+    sa.Column("sensitivity", _Json),
 )
 trials = sa.Table(
     "trials",
@@ -35,6 +42,7 @@ trials = sa.Table(
     sa.Column("robustness", _Json, nullable=False),
     sa.Column("feasible", _Json, nullable=False),
     sa.Column("payload", _Json, nullable=False),
+    sa.Column("created", sa.Text),  # since version 2
 )
 bundles = sa.Table(
     "bundles",

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from toggle_runtime.records import Generation, ModelShape
 
-GRAPH, SIGNALS_GRAPH = "model.onnx", "signals.onnx"
+GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
+_LEVEL = b"\x0a\x0eaccuracy_level\x18"
+"""How a protobuf begins the attribute `accuracy_level`: its name, then the tag of its integer value."""
+
 PROVIDERS = ["CPUExecutionProvider"]
 
 onnxruntime.disable_telemetry_events()
@@ -40,6 +43,26 @@ def open_model(folder: Path, shape: ModelShape, graph: str, threads: int) -> Onn
     started = time.perf_counter_ns()
     session = onnxruntime.InferenceSession(str(folder / graph), options, providers=PROVIDERS)
     return OnnxModel(session, shape, time.perf_counter_ns() - started)
+
+
+def exact_graph(graph: bytes) -> bytes:
+    """A serialised graph whose MatMulNBits nodes compute in float32 (`accuracy_level` 0 in place of 4).
+
+    The device has no package to edit graphs with, and needs none: both values take one byte, so replacing it
+    changes no length. Raises ValueError when a node's level is neither.
+    """
+    pieces = graph.split(_LEVEL)
+    for index, piece in enumerate(pieces[1:], start=1):
+        if piece[:1] not in (b"\x00", b"\x04"):
+            raise ValueError(f"graph: expected accuracy_level 0 or 4, got {piece[:1]!r}")
+        pieces[index] = b"\x00" + piece[1:]
+    return _LEVEL.join(pieces)
+
+
+def write_exact_graph(folder: Path) -> str:
+    """Put the exact form of the artifact's graph beside its weights; return its name."""
+    (folder / EXACT_GRAPH).write_bytes(exact_graph((folder / GRAPH).read_bytes()))
+    return EXACT_GRAPH
 
 
 def versions() -> Dict[str, str]:

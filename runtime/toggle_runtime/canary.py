@@ -1,0 +1,100 @@
+"""The canary: logits of the searched weights, which the graph must reproduce on the device before it is believed.
+
+A signature says who made a bundle, a digest that it arrived whole; neither says that the codes in it are those
+that were searched. Computed in full precision (`accuracy_level=0`) a right artifact differs from the canary by
+rounding, about 2e-5; one flipped bit of a 4-bit code changes some logit by 5e-4 and more (measured on 400 random
+flips in all layers of the demo model).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toggle_runtime.records import ParitySample
+from toggle_runtime.signals import SignalsError, read_npz, write_npz
+
+TOLERANCE = 1e-4
+"""Largest logit difference that float32 rounding explains; 9e-6 to 2e-5 is what whole models show."""
+
+MAX_LOGITS = 1 << 20
+"""Logits that a canary may hold (4 MiB): with more, each position keeps only every `stride`-th id."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """`sequences x tokens` token ids, how many of each are the prompt (the rest is decoded from the cache), and
+    the logits at every position: `sequences x tokens x ids`, float32, of the ids that `ids_at` names."""
+
+    tokens: NDArray[np.int64]
+    prompt_tokens: int
+    stride: int
+    logits: NDArray[np.float32]
+
+
+def stride_for(positions: int, vocabulary: int) -> int:
+    """The least stride with which `positions` fit into `MAX_LOGITS`."""
+    return max(1, -(-positions * vocabulary // MAX_LOGITS))
+
+
+def ids_at(position: int, stride: int, vocabulary: int) -> NDArray[np.int64]:
+    """The token ids whose logits a canary keeps at a position: another residue each time, so that all are seen."""
+    return np.arange(position % stride, vocabulary, stride, dtype=np.int64)
+
+
+def compare(canary: Canary, logits: NDArray[np.float32]) -> ParitySample:
+    """Compare with all logits, `sequences x tokens x vocabulary`. Raises SignalsError when one is not finite."""
+    vocabulary = logits.shape[-1]
+    rows = logits.reshape(-1, vocabulary)
+    kept = canary.logits.reshape(len(rows), -1)
+    largest, compared = 0.0, 0
+    for position, (row, expected) in enumerate(zip(rows, kept)):
+        ids = ids_at(position, canary.stride, vocabulary)
+        difference = np.abs(row[ids].astype(np.float64) - expected[: len(ids)])
+        if not np.isfinite(difference).all():
+            raise SignalsError(f"parity: the graph's logits at position {position} are not finite")
+        largest, compared = max(largest, float(difference.max())), compared + len(ids)
+    return ParitySample(largest, TOLERANCE, compared)
+
+
+def write_canary(path: Path, canary: Canary) -> None:
+    """Write a canary as one `.npz`. Equal canaries give equal bytes."""
+    write_npz(
+        path,
+        {
+            "tokens": canary.tokens,
+            "prompt_tokens": np.array(canary.prompt_tokens, dtype=np.int64),
+            "stride": np.array(canary.stride, dtype=np.int64),
+            "logits": canary.logits,
+        },
+    )
+
+
+def read_canary(path: Path, vocabulary: int) -> Canary:
+    """Read what `write_canary` wrote for a model of that vocabulary. Raises SignalsError on anything that does
+    not fit: a canary that compares little would let everything pass."""
+    arrays = read_npz(path)
+    if set(arrays) != {"tokens", "prompt_tokens", "stride", "logits"}:
+        raise SignalsError(
+            f"{path.name}: expected tokens, prompt_tokens, stride, logits; got {sorted(arrays)}"
+        )
+    tokens, logits = arrays["tokens"], arrays["logits"]
+    prompt_tokens, stride = _scalar(arrays["prompt_tokens"]), _scalar(arrays["stride"])
+    if tokens.dtype != np.int64 or tokens.ndim != 2 or not (0 < prompt_tokens < tokens.shape[1]):
+        raise SignalsError(f"{path.name}: expected rows of token ids and a prompt shorter than they are")
+    expected = (*tokens.shape, -(-vocabulary // max(1, stride)))
+    if stride != stride_for(tokens.size, vocabulary) or logits.shape != expected:
+        raise SignalsError(
+            f"{path.name}: expected logits {expected}, got {logits.shape} with stride {stride}"
+        )
+    if logits.dtype != np.float32 or not np.isfinite(logits).all():
+        raise SignalsError(f"{path.name}: expected finite float32 logits")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+        raise SignalsError(f"{path.name}: expected token ids below {vocabulary}")
+    return Canary(tokens, prompt_tokens, stride, logits)
+
+
+def _scalar(array: "NDArray[Any]") -> int:
+    return int(array) if array.ndim == 0 and array.dtype == np.int64 else -1

@@ -1,0 +1,108 @@
+"""Whose bundles a device runs: the public keys in `ROOT/keys`, and the check of a manifest's signature.
+
+The first host that reaches a device leaves its key there; after that a key is added only on purpose. Whoever can
+log in could write the file anyway: what the signature keeps out is a bundle that nobody on the list has made.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from toggle_runtime import ed25519
+from toggle_runtime.blobs import write_durably
+from toggle_runtime.records import Manifest, RecordError, Signature, signed_bytes
+from toggle_runtime.wire import RequestError
+
+MAX_KEY_BYTES = 4096
+
+_LINE = re.compile(r"ed25519 ([0-9a-f]{64}) ([A-Za-z0-9_][A-Za-z0-9._@-]{0,79})")
+
+
+def key_line(key: str, name: str) -> str:
+    """A public key as one line of text, on host and device alike. Raises RecordError for a malformed one."""
+    line = f"ed25519 {key} {name}"
+    if not _LINE.fullmatch(line):
+        raise RecordError(
+            f"key: expected 64 lower-case hex digits and a plain name, got {key[:70]!r} and {name[:90]!r}"
+        )
+    return line
+
+
+def read_key(path: Path) -> Dict[str, str]:
+    """`{key: name}` of one key file. Raises RecordError when it is not one line as `key_line` writes it."""
+    with path.open("rb") as stream:
+        text = stream.read(MAX_KEY_BYTES).decode("utf-8", "replace").strip()
+    match = _LINE.fullmatch(text)
+    if match is None:
+        raise RecordError(f"{path}: expected one line `ed25519 HEX NAME`, got {text[:60]!r}; remove the file")
+    return {match[1]: match[2]}
+
+
+def key_id(key: str) -> str:
+    """Sixteen hex digits that name a public key (hex) where people read it."""
+    return hashlib.sha256(bytes.fromhex(key)).hexdigest()[:16]
+
+
+def trusted_keys(root: Path) -> Dict[str, str]:
+    """The public keys (hex) that this device trusts, and their names. A damaged key file trusts nobody."""
+    keys: Dict[str, str] = {}
+    for path in sorted((root / "keys").glob("*.pub")):
+        try:
+            keys.update(read_key(path))
+        except RecordError:
+            continue
+    return keys
+
+
+def trust(root: Path, key: str, name: str, force: bool) -> Dict[str, Any]:
+    """Trust `key` if it is the first one, or already trusted, or `force`. Raises RequestError of kind `trust`."""
+    line = key_line(key, name)
+    known = trusted_keys(root)
+    if key not in known:
+        if known and not force:
+            listed = ", ".join(f"{key_id(each)} ({whose})" for each, whose in sorted(known.items()))
+            raise RequestError(
+                "trust",
+                f"this device trusts bundles signed by {listed} only, got key {key_id(key)} ({name}); "
+                "if that is right, run `toggle-edge device trust` for this device",
+            )
+        folder = root / "keys"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / f"{key_id(key)}.pub", (line + "\n").encode("utf-8"))
+    return {"trusted_keys": trusted_keys(root)}
+
+
+def require_signature(root: Path, manifest: Manifest, *, allow_unsigned: bool) -> Optional[str]:
+    """The trusted public key that signed the manifest; None for an unsigned one that is allowed.
+
+    Raises RecordError, `signature: ...`, for every other manifest.
+    """
+    signature = manifest.signature
+    if signature is None:
+        if allow_unsigned:
+            return None
+        why = "made by a toggle-edge without signatures" if manifest.version == 1 else "not signed"
+        raise RecordError(
+            f"signature: expected a signed bundle, this one was {why}; export it again, or allow unsigned bundles"
+        )
+    known = trusted_keys(root)
+    if signature.key not in known:
+        listed = ", ".join(f"{key_id(each)} ({name})" for each, name in sorted(known.items())) or "nobody"
+        raise RecordError(
+            f"signature: the bundle is signed by key {key_id(signature.key)}, this device trusts {listed}; "
+            "run `toggle-edge device trust` for this device if that key is yours"
+        )
+    if not signature_holds(manifest, signature):
+        raise RecordError(
+            f"signature: the signature by {known[signature.key]} does not fit the manifest: it was altered after "
+            "it was signed; export the bundle again"
+        )
+    return signature.key
+
+
+def signature_holds(manifest: Manifest, signature: Signature) -> bool:
+    """Whether `signature` signs this manifest, by whoever's key it is."""
+    return ed25519.verify(
+        bytes.fromhex(signature.key), signed_bytes(manifest), bytes.fromhex(signature.signature)
+    )

@@ -1,0 +1,91 @@
+"""`toggle-edge validate` and `toggle-edge device`: what is done with registered devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toggle_edge.cli.output import AsJson, ModeOption, run
+
+DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
+DeviceArgument = Annotated[str, typer.Argument(help="A name in devices/, or a device file.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("validate")(validate)
+    group = typer.Typer(help="List, show and trust devices.", no_args_is_help=True)
+    group.command("list")(list_devices)
+    group.command("show")(show)
+    group.command("trust")(trust)
+    app.add_typer(group, name="device")
+
+
+def validate(
+    device: DeviceOption,
+    bundle: Annotated[Path, typer.Option("--bundle", help="A bundle's folder, as export writes it.")],
+    mode: ModeOption = None,
+    allow_unsigned: Annotated[
+        bool,
+        typer.Option("--allow-unsigned", help="Take a bundle without a signature, and tell the device to."),
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the runs' records and traces.")
+    ] = Path("toggle-edge-runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure a bundle on a device and check the contract there again; switch nothing."""
+    from toggle_edge.pipeline.validation import ValidateOptions, run_validate
+    from toggle_edge.report.validation import print_validation, validation_json
+
+    options = ValidateOptions(device, bundle, mode, allow_unsigned, output)
+    run(
+        lambda report: run_validate(options, report),
+        as_json,
+        validation_json,
+        print_validation,
+        lambda result: result.outcome,
+    )
+
+
+def list_devices(as_json: AsJson = False) -> None:
+    """The devices that commands know by name."""
+    from toggle_edge.fleet.device import device_names, load_device
+
+    devices = [load_device(name) for name in device_names()]
+    if as_json:
+        entries = [
+            {"name": d.name, "target": d.target, "transport": d.transport, "host": d.host} for d in devices
+        ]
+        typer.echo(json.dumps({"devices": entries}))
+        return
+    for device in devices:
+        where = f"{device.user}@{device.host}:{device.port}" if device.transport == "ssh" else "this machine"
+        typer.echo(f"{device.name:<24} {device.target:<12} {device.transport:<6} {where}")
+
+
+def show(device: DeviceArgument, as_json: AsJson = False) -> None:
+    """A device's file and, asked now, what the device says of itself."""
+    from toggle_edge.pipeline.devices import described
+
+    description = described(device)
+    if as_json:
+        typer.echo(json.dumps(description))
+        return
+    for section, entries in description.items():
+        typer.echo(section)
+        for key, value in entries.items():
+            typer.echo(f"  {key:<20} {value}")
+
+
+def trust(device: DeviceArgument, as_json: AsJson = False) -> None:
+    """Have a device trust bundles signed by this host's key, beside the keys that it trusts already."""
+    from toggle_edge.pipeline.devices import trust_own_key
+
+    name, keys = trust_own_key(device)
+    if as_json:
+        typer.echo(json.dumps({"device": name, "trusted_keys": keys}))
+        return
+    typer.echo(f"{name} trusts bundles signed by {', '.join(sorted(keys.values()))}")

@@ -1,0 +1,58 @@
+"""What all commands share: options, exit codes, one JSON object on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from toggle_edge.report.progress import Reporter
+
+EXIT_CODES = {"PASS": 0, "FAIL": 1}
+"""Every other outcome exits 3: it could not be done or measured."""
+
+Result = TypeVar("Result")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Profile = Annotated[
+    str, typer.Option("--profile", help="The contract: a built-in profile's name, or a .toml file.")
+]
+Probes = Annotated[
+    Path | None,
+    typer.Option(
+        "--probes",
+        help='JSON lines {"text": ..., "answer": ...}. Default: probes.jsonl in the model, else built-in stories.',
+    ),
+]
+Store = Annotated[str, typer.Option("--store", help="Database URL of studies and trials.")]
+ModeOption = Annotated[
+    str | None, typer.Option("--mode", help="strict, optimal or relaxed. Default: the profile's or bundle's.")
+]
+
+
+def run(
+    work: Callable[[Reporter], Result],
+    as_json: bool,
+    to_json: Callable[[Result], dict[str, object]],
+    to_people: Callable[[Result, Console], None],
+    outcome: Callable[[Result], str],
+) -> None:
+    """Do the work with progress on stderr, print the result, exit with its outcome's code."""
+    from rich.console import Console
+
+    from toggle_edge.report.cells import WIDTH
+    from toggle_edge.report.progress import on_stderr
+
+    with on_stderr() as reporter:
+        result = work(reporter)
+    if as_json:
+        typer.echo(json.dumps(to_json(result), allow_nan=False))
+    else:
+        to_people(result, Console(width=WIDTH))
+    raise typer.Exit(EXIT_CODES.get(outcome(result), 3))

@@ -1,0 +1,108 @@
+"""`toggle-edge search`, `check` and `export`: from a model to a bundle, on the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toggle_edge.cli.output import AsJson, ModeOption, Probes, Profile, Store, run
+
+# As the store has it, whose import costs too much for --help.
+DEFAULT_STORE = "sqlite:///toggle-edge.db"
+TARGETS = ("onnx-cpu",)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("search")(search)
+    app.command("check")(check)
+    app.command("export")(export)
+
+
+def search(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json, tokenizer.json, *.safetensors.")],
+    profile: Profile = "default",
+    target: Annotated[
+        str, typer.Option("--target", help="What the configs must run on: onnx-cpu.")
+    ] = TARGETS[0],
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many configs are evaluated.")] = 60,
+    probes: Probes = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="The study's name. Default: MODEL-PROFILE-SEED.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The search is deterministic for a seed.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a study, and fail if there is none of that name.")
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the selected configs.")] = Path(
+        "toggle-edge-studies"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Find the cheapest per-layer formats that keep the contract. The same command again goes on."""
+    from toggle_edge.pipeline.searching import SearchOptions, run_search
+    from toggle_edge.report.search import print_search, search_json
+
+    options = SearchOptions(model, profile, target, probes, trials, study, seed, resume, store, output)
+    run(
+        lambda report: run_search(options, report),
+        as_json,
+        search_json,
+        print_search,
+        lambda result: result.outcome,
+    )
+
+
+def check(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json, tokenizer.json, *.safetensors.")],
+    config: Annotated[
+        str, typer.Option("--config", help="A config file, or one format for all layers (int4-g32).")
+    ],
+    profile: Profile = "default",
+    mode: ModeOption = None,
+    probes: Probes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge one config against the contract, on the host."""
+    from toggle_edge.pipeline.checking import CheckOptions, run_check
+    from toggle_edge.report.check import check_json, print_check
+
+    options = CheckOptions(model, config, profile, mode, probes)
+    run(
+        lambda report: run_check(options, report),
+        as_json,
+        check_json,
+        print_check,
+        lambda result: result.outcome,
+    )
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A study's name; with --config, a model's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder, which must be new.")],
+    config: Annotated[
+        str | None, typer.Option("--config", help="A config file, or one format for all layers (int4-g32).")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Export what this mode of the study selects.")
+    ] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", min=0, help="Export this trial of the study.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="What it must run on: onnx-cpu.")] = TARGETS[0],
+    profile: Profile = "default",
+    probes: Probes = None,
+    store: Store = DEFAULT_STORE,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Leave the bundle unsigned; devices refuse it by default.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a signed bundle: the artifact with real low-bit weights, tokenizer, specification, probes."""
+    from toggle_edge.pipeline.exporting import ExportOptions, run_export
+    from toggle_edge.report.export import export_json, print_export
+
+    options = ExportOptions(source, output, config, mode, trial, target, profile, probes, store, unsigned)
+    run(lambda report: run_export(options, report), as_json, export_json, print_export, lambda result: "PASS")

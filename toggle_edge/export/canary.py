@@ -1,0 +1,36 @@
+"""The canary of a candidate: what its searched weights compute in torch, for the device to reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from toggle_runtime.canary import Canary, ids_at, stride_for
+
+TOKENS = 64
+"""Tokens of each of the two sequences: enough for every weight that is read to show in some logit."""
+
+SEED = 0x7061_7269_7479
+
+
+def canary_of(
+    candidate: torch.nn.Module, tokens: Sequence[int], *, vocabulary: int, context_tokens: int
+) -> Canary:
+    """Logits of `candidate` on real tokens (repeated where there are fewer than needed) and on random ones.
+
+    Text alone leaves many channels nearly silent; random tokens wake them. Their seed is fixed, so every candidate
+    of a model has the same canary tokens, and the same candidate the same bytes.
+    """
+    length = min(TOKENS, context_tokens)
+    text = np.resize(np.array(tokens, dtype=np.int64), length)
+    drawn = np.random.default_rng(SEED).integers(0, vocabulary, length)
+    rows = np.stack([text, drawn])
+    with torch.inference_mode():
+        logits = candidate(input_ids=torch.from_numpy(rows), use_cache=False).logits.float().numpy()
+    stride = stride_for(rows.size, vocabulary)
+    kept = np.zeros((rows.size, -(-vocabulary // stride)), dtype=np.float32)
+    for position, row in enumerate(logits.reshape(rows.size, vocabulary)):
+        ids = ids_at(position, stride, vocabulary)
+        kept[position, : len(ids)] = row[ids]
+    return Canary(rows, max(1, length // 2), stride, kept.reshape(*rows.shape, -1))

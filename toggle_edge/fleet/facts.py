@@ -1,0 +1,55 @@
+"""What a device says of itself, read strictly: it decides which wheels are fetched and what is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toggle_runtime.records import RecordError, from_data
+
+from toggle_edge.errors import AgentError
+from toggle_edge.fleet.agent_client import request
+from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.transport import Transport
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """The agent's `facts`. `trusted_keys` maps public keys (hex) to names; sizes are in bytes."""
+
+    agent_version: str
+    protocol: int
+    manifest_versions: list[int]
+    record_version: int
+    trusted_keys: dict[str, str]
+    python: str
+    implementation: str
+    machine: str
+    libc: str
+    libc_version: str
+    system: str
+    release: str
+    hostname: str
+    cpus: int
+    memory_bytes: int
+    free_disk_bytes: int
+    conditions: dict[str, str] = field(default_factory=dict)
+    modules: list[str] = field(default_factory=list)
+
+
+def facts_of(transport: Transport, device: Device) -> DeviceFacts:
+    """Ask the agent. Raises AgentError when the answer is not what facts look like."""
+    return read_facts(request(transport, device, "facts").get("facts"), device)
+
+
+def read_facts(data: Any, device: Device) -> DeviceFacts:
+    """Facts from parsed JSON. What we do not know is left out: a newer agent may say more."""
+    known = {each.name for each in dataclasses.fields(DeviceFacts)}
+    if not isinstance(data, Mapping):
+        raise AgentError(f"device {device.name!r}: facts: expected an object, got {str(data)[:60]!r}")
+    try:
+        return from_data(DeviceFacts, {key: value for key, value in data.items() if key in known})
+    except RecordError as exc:
+        raise AgentError(f"device {device.name!r}: facts: {exc}; is something else answering there?") from exc

@@ -1,0 +1,79 @@
+"""`toggle-edge check`: one config of a model against the contract, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toggle_runtime.records import ERROR, FAIL, MARGINAL, PASS, SATISFIED, UNSET, ModeVerdict
+
+from toggle_edge.certify import coverage_bound
+from toggle_edge.cost import proxy_flops_ratio
+from toggle_edge.errors import ConfigError
+from toggle_edge.pipeline.inputs import config_from, prepared_for
+from toggle_edge.probes import excerpt
+from toggle_edge.profiles import nearest
+from toggle_edge.report.check import CheckResult
+from toggle_edge.report.progress import Reporter
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `toggle-edge check` may be told. `config` is a file's name or a format; `mode` None is the profile's."""
+
+    model: Path
+    config: str
+    profile: str = "default"
+    mode: str | None = None
+    probes: Path | None = None
+
+
+def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
+    """Judge one config on the certificate probes. Raises InputError for what cannot be used."""
+    prepared = prepared_for(options.model, options.profile, options.probes, report)
+    mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
+    config = config_from(options.config, prepared.layers)
+    report("check", 0, 1, config.summary())
+    evaluation = prepared.certifier.evaluate(config)
+    report("check", 1, 1, config.summary())
+    verdict, required = evaluation.modes[mode], prepared.specification[mode].avgpp
+    outcome, reason = _outcome(verdict, evaluation.avgpp, required)
+    probes = prepared.probes.certificate
+    places = {(v.argmin.probe, v.argmin.step) for v in verdict.verdicts if v.argmin is not None}
+    return CheckResult(
+        outcome=outcome,
+        reason=reason,
+        mode=mode,
+        config=config,
+        verdict=verdict,
+        bound=coverage_bound(mode, verdict.coverage, 1),
+        avgpp=evaluation.avgpp,
+        avgpp_required=required,
+        proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
+        proxy_bytes=evaluation.cost.proxy_bytes,
+        excerpts={
+            (probe, step): excerpt(prepared.model.tokenizer, probes[probe], step) for probe, step in places
+        },
+    )
+
+
+def known_mode(mode: str, specification: Mapping[str, object]) -> str:
+    """The mode, if the specification has it. Raises ConfigError naming the nearest and the known ones."""
+    if mode not in specification:
+        raise ConfigError(
+            f"mode: expected one of {', '.join(specification)}, got {mode!r}{nearest(mode, specification)}"
+        )
+    return mode
+
+
+def _outcome(verdict: ModeVerdict, avgpp: float | None, required: float) -> tuple[str, str | None]:
+    if verdict.verdict == UNSET:
+        reasons = [f"{v.property}: {v.reason}" for v in verdict.verdicts if v.reason]
+        return ERROR, f"could not be judged: {'; '.join(reasons) or 'no reason given'}"
+    coverage = verdict.coverage
+    if verdict.verdict not in (SATISFIED, MARGINAL):
+        return FAIL, f"{coverage.satisfied} of {coverage.probes} probes satisfy it, {coverage.required} must"
+    if avgpp is None or avgpp < required:
+        return FAIL, f"AvgPP is {'unknown' if avgpp is None else f'{avgpp:.2f}'}, the mode needs {required:g}"
+    return PASS, None

@@ -1,0 +1,102 @@
+"""`toggle-edge export`: one config of a model, or what a study selects, as a signed bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from toggle_edge.cache import cache_folder
+from toggle_edge.config import Config
+from toggle_edge.cost import predicted_cost
+from toggle_edge.errors import ConfigError, InputError, StoreError
+from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.pipeline.checking import known_mode
+from toggle_edge.pipeline.inputs import config_from, prepared_for
+from toggle_edge.pipeline.loop import TARGET, Prepared, export, identity_of, write_probes
+from toggle_edge.report.export import ExportResult
+from toggle_edge.report.progress import Reporter
+from toggle_edge.search.finalists import predicted_selection
+from toggle_edge.signing import signing_key
+from toggle_edge.store import DEFAULT_URL, Store, open_store
+from toggle_edge.workspace import naming_errors
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `toggle-edge export` may be told. With `config`, `source` is a model's folder; with `mode` or `trial`
+    it is a study's name. `output` must not exist yet."""
+
+    source: str
+    output: Path
+    config: str | None = None
+    mode: str | None = None
+    trial: int | None = None
+    target: str = TARGET
+    profile: str = "default"
+    probes: Path | None = None
+    store: str = DEFAULT_URL
+    unsigned: bool = False
+
+
+def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
+    """Write the bundle. Nothing is left at `output` unless all of it could be made and its parity holds."""
+    exporter_for(options.target)
+    if options.output.exists():
+        raise InputError(f"output {options.output}: expected a new folder, it exists; choose another")
+    chosen = [name for name in ("config", "mode", "trial") if getattr(options, name) is not None]
+    if len(chosen) != 1:
+        raise InputError(
+            "export: expected one of --config (of a model), --mode or --trial (of a study), got "
+            f"{' and '.join('--' + name for name in chosen) or 'none of them'}"
+        )
+    if options.config is not None:
+        prepared = prepared_for(Path(options.source), options.profile, options.probes, report)
+        return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
+    with open_store(options.store) as store:
+        prepared, config, trial = _of_study(store, options, report)
+    return _written(prepared, config, trial, options, report)
+
+
+def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[Prepared, Config, int]:
+    study = store.study(options.source)
+    if study.model_folder is None or study.profile_path is None or study.probes_path is None:
+        raise StoreError(
+            f"study {study.name!r} was begun by an older toggle-edge, which did not note where its model, profile and "
+            "probes are; export with a model and --config instead"
+        )
+    prepared = prepared_for(
+        Path(study.model_folder), Path(study.profile_path), Path(study.probes_path), report
+    )
+    store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
+    trials = store.ledger(study.id).trials()
+    if options.mode is not None:
+        selected = predicted_selection(trials, known_mode(options.mode, prepared.specification))
+        if selected is None:
+            raise ConfigError(
+                f"study {study.name!r}: none of its {len(trials)} trials is feasible in mode {options.mode}; "
+                "search on with more --trials"
+            )
+        return prepared, selected.config, selected.index
+    for trial in trials:
+        if trial.index == options.trial:
+            return prepared, trial.config, trial.index
+    raise ConfigError(
+        f"study {study.name!r}: expected a trial from 0 to {len(trials) - 1}, got {options.trial}"
+    )
+
+
+def _written(
+    prepared: Prepared, config: Config, trial: int | None, options: ExportOptions, report: Reporter
+) -> ExportResult:
+    key = None if options.unsigned else signing_key()
+    report("export", 0, 2, "building the graph")
+    with naming_errors(options.output.parent):
+        skeleton = build_skeleton(prepared.model, cache_folder() / "skeletons")
+        report("export", 1, 2, "packing the weights")
+        with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
+            extra = write_probes(prepared, Path(scratch))
+            exported = export(prepared, config, skeleton, extra, options.output, key=key)
+    report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
+    cost = predicted_cost(prepared.model.layers, config, prepared.model.kept_parameters)
+    return ExportResult(exported.bundle, config, trial, exported.parity, cost.proxy_bytes)

@@ -1,0 +1,76 @@
+"""What a command was given, found: the model, the profile, the probes, and one config written as text or a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from toggle_edge.config import Config, Format
+from toggle_edge.errors import ConfigError
+from toggle_edge.pipeline.loop import Prepared, prepare
+from toggle_edge.profiles import load_profile
+from toggle_edge.report.progress import Reporter
+
+MAX_CONFIG_BYTES = 64 << 20
+
+
+def demo_folder() -> Path:
+    """Where the demo model lies: in an installed wheel, else in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    packed = package / "_data" / "demo"
+    return packed if packed.is_dir() else package.parent / "demo"
+
+
+def probe_file_for(model: Path, given: Path | None) -> tuple[Path, str]:
+    """The probes to use and a sentence that says which: those given, the model's own, or the built-in stories."""
+    if given is not None:
+        return given, f"probes from {given}"
+    own = model / "probes.jsonl"
+    if own.is_file():
+        return own, f"probes from {own}"
+    return (
+        demo_folder() / "probes.jsonl",
+        "built-in probes (beginnings of children's stories); pass --probes for texts of your own use",
+    )
+
+
+def prepared_for(model: Path, profile: str | Path, probes: Path | None, report: Reporter) -> Prepared:
+    """Load and check everything that a command on a model needs. Bad input is refused before anything is written."""
+    # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
+    torch.set_num_threads(1)
+    contract = load_profile(profile)
+    path, which = probe_file_for(model, probes)
+    prepared = prepare(model, contract, path, report)
+    report("probes", 1, 1, which)
+    return prepared
+
+
+def config_from(text: str, layers: tuple[str, ...]) -> Config:
+    """A config from the name of a file that holds `{layer: format}`, or one format for all layers.
+
+    Raises ConfigError when it is neither, or when the file's layers are not the model's.
+    """
+    path = Path(text)
+    if path.suffix != ".json" and not path.is_file():
+        try:
+            return Config.uniform(layers, Format.parse(text))
+        except ConfigError as exc:
+            raise ConfigError(f"config {text!r}: neither a file nor a format: {exc}") from exc
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"config {path}: expected at most {MAX_CONFIG_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        config = Config.from_json(data)
+    except OSError as exc:
+        raise ConfigError(f"config {path}: expected a readable file: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:  # ConfigError is one too, and then says which layer
+        raise ConfigError(f"config {path}: {exc}") from exc
+    odd = sorted(set(config.layers) ^ set(layers))
+    if odd:
+        raise ConfigError(
+            f"config {path}: expected a format for each of the model's {len(layers)} layers, differs in {odd[:3]}; "
+            "is it a config of another model?"
+        )
+    return config

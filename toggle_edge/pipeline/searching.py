@@ -1,0 +1,131 @@
+"""`toggle-edge search`: find the cheapest configs that keep the contract, and judge the winners on fresh probes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toggle_runtime.records import FAIL, PASS
+
+from toggle_edge.certify import coverage_bound
+from toggle_edge.cost import predicted_cost
+from toggle_edge.errors import StoreError
+from toggle_edge.evaluate import Evaluation
+from toggle_edge.export import exporter_for
+from toggle_edge.pipeline.inputs import prepared_for
+from toggle_edge.pipeline.loop import TARGET, Prepared, identity_of, search, stored_sensitivity
+from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
+from toggle_edge.report.progress import Reporter
+from toggle_edge.report.search import SearchResult, Selected
+from toggle_edge.search.finalists import predicted_selection
+from toggle_edge.search.trial import Trial
+from toggle_edge.store import DEFAULT_URL, open_store
+from toggle_edge.workspace import workspace
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What `toggle-edge search` may be told. `study` is named after model and profile unless given; `resume`
+    insists that it exists."""
+
+    model: Path
+    profile: str = "default"
+    target: str = TARGET
+    probes: Path | None = None
+    trials: int = 60
+    study: str | None = None
+    seed: int = 0
+    resume: bool = False
+    store: str = DEFAULT_URL
+    output: Path = Path("toggle-edge-studies")
+
+
+def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
+    """Search, or go on where the same search was interrupted. Raises ToggleEdgeError when it cannot be done."""
+    started = time.monotonic()
+    exporter_for(options.target)  # an unknown target is refused before anything is done
+    prepared = prepared_for(options.model, options.profile, options.probes, report)
+    name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
+    with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:
+        if options.resume:
+            store.study(name)  # a name that is not there is an error here, and would be a new study below
+        study = store.open_study(name, identity_of(prepared, options.seed))
+        trials = search(
+            prepared,
+            store.ledger(study.id),
+            sensitivity=stored_sensitivity(prepared, store, study, report),
+            seed=options.seed,
+            max_trials=options.trials,
+            report=report,
+        )
+        chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
+        selected = _selected(prepared, chosen, folder, report)
+    mode = prepared.profile.default_mode
+    outcome, reason = _outcome(selected[mode], mode, len(trials))
+    return SearchResult(
+        outcome=outcome,
+        reason=reason,
+        study=name,
+        target=study.target,
+        default_mode=mode,
+        trials=tuple(trial_row(prepared, trial) for trial in trials),
+        cheapest_uniform=cheapest_uniform(prepared, trials),
+        selected=selected,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _selected(
+    prepared: Prepared, chosen: Mapping[str, Trial | None], folder: Path, report: Reporter
+) -> dict[str, Selected | None]:
+    distinct = {trial.index: trial for trial in chosen.values() if trial is not None}
+    judged: dict[int, Evaluation] = {}
+    for trial in distinct.values():
+        judged[trial.index] = prepared.certifier.evaluate(trial.config)
+        report("certificate", len(judged), len(distinct), "the winners on probes that the search did not see")
+    return {
+        mode: None
+        if trial is None
+        else _winner(prepared, mode, trial, judged[trial.index], folder, len(distinct))
+        for mode, trial in chosen.items()
+    }
+
+
+def _winner(
+    prepared: Prepared, mode: str, trial: Trial, evaluation: Evaluation, folder: Path, candidates: int
+) -> Selected:
+    path = folder / f"trial-{trial.index}.json"
+    path.write_text(json.dumps(trial.config.to_json(), indent=1) + "\n", encoding="utf-8")
+    verdict = evaluation.modes[mode]
+    cost = predicted_cost(prepared.model.layers, trial.config, prepared.model.kept_parameters)
+    return Selected(
+        trial=trial_row(prepared, trial),
+        config=trial.config,
+        config_file=str(path),
+        proxy_bytes=cost.proxy_bytes,
+        verdict=verdict,
+        bound=coverage_bound(mode, verdict.coverage, candidates),
+        avgpp=evaluation.avgpp,
+        holds=evaluation.holds(mode, prepared.specification),
+    )
+
+
+def _outcome(selected: Selected | None, mode: str, trials: int) -> tuple[str, str | None]:
+    if selected is None:
+        return FAIL, f"none of {trials} trials is feasible in mode {mode}; more --trials, or a weaker profile"
+    if not selected.holds:
+        return FAIL, (
+            f"trial {selected.trial.index} held on the search probes, and does not on the certificate probes; "
+            "more --trials may find one that does"
+        )
+    return PASS, None
+
+
+def _plain(name: str) -> str:
+    """A study's name as a folder's. Names are free in the store; here they must stay inside the output folder."""
+    if not name or name.startswith((".", "-")) or not all(c.isalnum() or c in "._-" for c in name):
+        raise StoreError(f"study {name!r}: expected letters, digits, dots, dashes and underscores; rename it")
+    return name

@@ -1,0 +1,114 @@
+"""`toggle-edge validate`: measure a bundle on a device and check the contract there again. Switches nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toggle_runtime.plan import Plan
+from toggle_runtime.records import FAIL, PASS
+
+from toggle_edge.bundle import probes_of, read_bundle
+from toggle_edge.fleet.deploy import run_bundle
+from toggle_edge.fleet.device import load_device
+from toggle_edge.pipeline.checking import known_mode
+from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
+from toggle_edge.report.progress import Reporter
+from toggle_edge.report.validation import ValidationResult
+from toggle_edge.selection import budget_of, over_budget
+from toggle_edge.workspace import workspace
+
+PLAN = Plan(["parity", "verify", "latency", "memory", "energy"])
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What `toggle-edge validate` may be told. `output` keeps each run's record and traces in a folder of its own;
+    `mode` None is the bundle's default."""
+
+    device: str
+    bundle: Path
+    mode: str | None = None
+    allow_unsigned: bool = False
+    output: Path = Path("toggle-edge-runs")
+    plan: Plan = PLAN
+
+
+def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult:
+    """Ship, run, certify. Raises InputError before anything is sent, FleetError when the device cannot be used."""
+    device = load_device(options.device)
+    bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
+    mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
+    probes = probes_of(bundle)
+    plan = dataclasses.replace(options.plan, threads=device.threads)
+    steps, started = len(plan.passes) - 1 + plan.restarts, 0
+
+    def on_progress(event: Mapping[str, object]) -> None:
+        nonlocal started
+        started += starts_a_process(event)
+        report("device", max(0, started - 1), steps, describe(event))
+
+    with workspace(options.output / device.name) as output:
+        result = run_bundle(
+            device,
+            bundle,
+            plan,
+            output / "latest.partial",
+            allow_unsigned=options.allow_unsigned,
+            on_progress=on_progress,
+        )
+        folder = output / result.record.run_id
+        (output / "latest.partial").rename(folder)
+    traces = folder / "traces.npz" if result.traces else None
+    judged = judge_run(result.record, traces, bundle, probes, candidates=1)
+    report("device", steps, steps, judged.outcome)
+    budget = budget_of(device)
+    over = over_budget(judged.measured, budget) if judged.modes else {}
+    outcome, reason = _outcome(judged, mode, over)
+    return ValidationResult(
+        outcome=outcome,
+        reason=reason,
+        mode=mode,
+        device=device,
+        bundle=bundle,
+        run_id=result.record.run_id,
+        conditions={**result.record.conditions, **result.record.environment},
+        parity=result.record.parity,
+        verdict=judged.modes.get(mode),
+        certificate=judged.certificate,
+        measured=judged.measured,
+        budget=budget,
+        over=over,
+        record_file=str(folder / "record.json"),
+    )
+
+
+def starts_a_process(event: Mapping[str, object]) -> bool:
+    """Whether the event says that a worker starts: one for each pass, but for latency one for each restart."""
+    latency = event.get("pass") == "latency"
+    return event.get("step") == ("restart" if latency else "started")
+
+
+def describe(event: Mapping[str, object]) -> str:
+    """An event of the agent in a few words."""
+    words = [str(event[key]) for key in ("pass", "step") if key in event]
+    share = f"{event['done']}/{event['of']}" if "done" in event and "of" in event else ""
+    return " ".join([*words, share]).strip()
+
+
+def _outcome(judged: Judged, mode: str, over: Mapping[str, str]) -> tuple[str, str | None]:
+    if mode not in judged.modes or judged.certificate is None or not judged.certificate.certified:
+        return judged.outcome, judged.reason
+    verdict = judged.modes[mode]
+    outcome = implied_outcome(verdict)
+    if outcome == PASS and over:
+        return FAIL, f"over the device's budget: {'; '.join(over.values())}"
+    coverage = verdict.coverage
+    if outcome == FAIL:
+        return FAIL, (
+            f"{coverage.satisfied} of {coverage.probes} probes satisfy {mode} on this device, it needs "
+            f"{coverage.required}"
+        )
+    return outcome, None if outcome == PASS else judged.reason

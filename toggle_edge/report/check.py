@@ -1,0 +1,67 @@
+"""What `toggle-edge check` found, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from toggle_runtime.records import ModeVerdict
+
+from toggle_edge.certify import CoverageBound
+from toggle_edge.config import Config
+from toggle_edge.report.cells import number, print_entry, print_outcome
+from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One config judged on the certificate probes. AvgPP in percent; `excerpts` maps (probe, step) to the words
+    around it."""
+
+    outcome: str
+    reason: str | None
+    mode: str
+    config: Config
+    verdict: ModeVerdict
+    bound: CoverageBound
+    avgpp: float | None
+    avgpp_required: float
+    proxy_flops_ratio: float
+    proxy_bytes: int
+    excerpts: Mapping[tuple[int, int], str]
+
+
+def check_json(result: CheckResult) -> dict[str, object]:
+    """The one object that `toggle-edge check --json` prints."""
+    return {
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "mode": result.mode,
+        "config_digest": result.config.digest,
+        "verdict": result.verdict.verdict,
+        "robustness": result.verdict.robustness,
+        "verdicts": verdicts_json(result.verdict),
+        "coverage": coverage_json(result.verdict, result.bound),
+        "avgpp": result.avgpp,
+        "proxy_flops_ratio": result.proxy_flops_ratio,
+        "proxy_bytes": result.proxy_bytes,
+    }
+
+
+def print_check(result: CheckResult, console: Console) -> None:
+    """For people: what was judged, the verdicts, the outcome, what to do next."""
+    print_entry(console, "config", result.config.summary())
+    print_entry(
+        console,
+        "cost",
+        f"{result.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16, {result.proxy_bytes / 1e6:.2f} MB by formula",
+    )
+    print_entry(
+        console, "AvgPP", f"{number(result.avgpp, 2)} %, mode {result.mode} needs {result.avgpp_required:g}"
+    )
+    console.print()
+    console.print(verdict_table(f"the contract, mode {result.mode}", result.verdict, result.excerpts))
+    print_entry(console, "coverage", coverage_sentence(result.verdict))
+    print_entry(console, "bound", result.bound.statement)
+    print_outcome(console, result.outcome, result.reason)

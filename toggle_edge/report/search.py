@@ -1,0 +1,140 @@
+"""What `toggle-edge search` found, and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from toggle_runtime.records import ModeVerdict
+
+from toggle_edge.certify import CoverageBound
+from toggle_edge.config import Config
+from toggle_edge.report.cells import STYLES, TITLE, number, print_entry, print_outcome
+from toggle_edge.report.loop import TrialRow
+from toggle_edge.report.verdicts import coverage_json, verdicts_json
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a mode selects: the trial, and the host's judgement of its config on the certificate probes.
+
+    `holds` says whether the mode's coverage and AvgPP (percent) are reached there, too.
+    """
+
+    trial: TrialRow
+    config: Config
+    config_file: str
+    proxy_bytes: int
+    verdict: ModeVerdict
+    bound: CoverageBound
+    avgpp: float | None
+    holds: bool
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One search. A mode without a feasible trial selects None."""
+
+    outcome: str
+    reason: str | None
+    study: str
+    target: str
+    default_mode: str
+    trials: tuple[TrialRow, ...]
+    cheapest_uniform: TrialRow | None
+    selected: Mapping[str, Selected | None]
+    seconds: float
+
+
+def search_json(result: SearchResult) -> dict[str, object]:
+    """The one object that `toggle-edge search --json` prints."""
+    uniform = result.cheapest_uniform
+    return {
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "study": result.study,
+        "target": result.target,
+        "mode": result.default_mode,
+        "selected": {mode: _selected_json(chosen) for mode, chosen in result.selected.items()},
+        "uniform": {"cheapest_feasible": dataclasses.asdict(uniform) if uniform else None},
+        "trials": [dataclasses.asdict(trial) for trial in result.trials],
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def print_search(result: SearchResult, console: Console) -> None:
+    """For people: what each mode selects, beside the best uniform config, and what to do next."""
+    feasible = sum(any(trial.feasible.values()) for trial in result.trials)
+    print_entry(
+        console, "study", f"{result.study}: {len(result.trials)} trials, {feasible} feasible in some mode"
+    )
+    console.print()
+    console.print(_selection_table(result))
+    uniform = result.cheapest_uniform
+    if uniform is not None:
+        print_entry(
+            console,
+            "uniform",
+            f"the cheapest config with one format everywhere that is feasible in {result.default_mode} is "
+            f"{uniform.formats}, with {uniform.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16",
+        )
+    chosen = result.selected[result.default_mode]
+    if chosen is not None:
+        print_entry(console, "bound", chosen.bound.statement)
+    print_outcome(console, result.outcome, result.reason)
+    if chosen is not None:
+        print_entry(
+            console, "next", f"toggle-edge export {result.study} --mode {result.default_mode} -o FOLDER"
+        )
+
+
+def _selection_table(result: SearchResult) -> Table:
+    title = "what each mode selects, judged again on probes that the search did not see"
+    table = Table(box=SIMPLE_HEAD, title=title, **TITLE)
+    for heading in ("mode", "trial", "layers at\n2/4/8/16 bit"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("proxy", "AvgPP"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("on fresh probes", no_wrap=True)
+    for mode, chosen in result.selected.items():
+        if chosen is None:
+            table.add_row(mode, "none", "", "", "", "no trial is feasible")
+            continue
+        coverage = chosen.verdict.coverage
+        short = "" if chosen.holds else f", needs {coverage.required}"
+        counts = Counter(fmt.bits for _, fmt in chosen.config)
+        table.add_row(
+            mode,
+            str(chosen.trial.index),
+            "/".join(str(counts[bits]) for bits in (2, 4, 8, 16)),
+            f"{chosen.trial.proxy_flops_ratio:.2f}×",
+            number(chosen.avgpp, 2),
+            Text(
+                f"{chosen.verdict.verdict} {coverage.satisfied} of {coverage.probes}{short}",
+                style=STYLES[chosen.verdict.verdict],
+            ),
+        )
+    return table
+
+
+def _selected_json(chosen: Selected | None) -> dict[str, object] | None:
+    if chosen is None:
+        return None
+    return {
+        "trial": chosen.trial.index,
+        "config_digest": chosen.trial.config_digest,
+        "config_file": chosen.config_file,
+        "avgpp": chosen.avgpp,
+        "proxy_flops_ratio": chosen.trial.proxy_flops_ratio,
+        "proxy_bytes": chosen.proxy_bytes,
+        "verdict": chosen.verdict.verdict,
+        "verdicts": verdicts_json(chosen.verdict),
+        "coverage": coverage_json(chosen.verdict, chosen.bound),
+        "holds": chosen.holds,
+    }

@@ -1,0 +1,29 @@
+"""From one schema version to the next. A store is brought up to date when it is opened, or left as it was.
+
+A migration is frozen once released: it says what the schema was then, so it names columns itself instead of
+asking `tables`, which goes on changing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import sqlalchemy as sa
+
+Migration = Callable[[sa.Connection], None]
+
+
+def _to_2(connection: sa.Connection) -> None:
+    """Studies say what identifies them in full and keep their sensitivities; trials say when they were recorded."""
+    for column in ("model_folder", "profile_path", "profile_digest", "probes_path", "probes_digest"):
+        _add(connection, "studies", column, "TEXT")
+    _add(connection, "studies", "sensitivity", "JSON")
+    _add(connection, "trials", "created", "TEXT")
+
+
+def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:
+    connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} {kind}"))
+
+
+MIGRATIONS: Mapping[int, Migration] = {2: _to_2}
+"""By the version that each leads to, from the version before."""
