@@ -11,7 +11,7 @@ from pathlib import Path
 from toggle_runtime import records
 from toggle_runtime.spool import Spool
 
-STALE_S = 600.0
+STALE_S = 120.0
 """Age from which a temporary file belongs to nobody who is still at work."""
 
 

@@ -26,6 +26,12 @@ from toggle_edge.model.load import LanguageModel
 HEAD_SIZE_STEP = 16
 """GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
 
+_BUILDER = """
+import runpy, sys
+from toggle_runtime.supervise import die_with_parent
+die_with_parent(int(sys.argv.pop(1)))
+runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+"""
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weight")
 
 
@@ -83,7 +89,8 @@ def _run_builder(source: Path, destination: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".skeleton-", dir=destination.parent))
     try:
         # A process of its own: the builder prints as it goes, and leaves global state of torch behind.
-        command = [sys.executable, "-W", "ignore", "-m", "onnxruntime_genai.models.builder"]
+        # It ends when we do, so that a killed export leaves nobody who writes on.
+        command = [sys.executable, "-W", "ignore", "-c", _BUILDER, str(os.getpid())]
         command += ["-i", str(source), "-o", str(partial / "graph"), "-p", "fp32", "-e", "cpu"]
         command += ["-c", str(partial / "hub"), "--extra_options", "fuse_qkv=false"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import socket
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Any
 import toggle_runtime
 from toggle_runtime.wire import HEARTBEAT
 
-from toggle_edge.errors import AgentError
+from toggle_edge.errors import AgentError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.transport import Transport
 
@@ -58,19 +58,30 @@ def install(transport: Transport, device: Device, *, anew: bool = False) -> str:
     if not anew and transport.size(path) == len(archive):
         return path
     transport.mkdirs(f"{device.root}/agent")
-    # A name of its own: two hosts may install at once, and a running agent must not see half a file.
-    part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    # A name of this host's own: two hosts may install at once, a running agent must not see half a file, and what a
+    # killed process of this host left half-written is overwritten by the next one.
+    part = f"{path}.{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}.part"
     with tempfile.TemporaryDirectory() as folder:
         sent, back = Path(folder) / "sent", Path(folder) / "back"
         sent.write_bytes(archive)
-        transport.upload(sent, part)
-        transport.download(part, back, len(archive))
-        if back.read_bytes() != archive:
-            raise AgentError(
-                f"device {device.name!r}: the agent was sent as sha256 {digest} and reads back differently; "
-                "check the device's storage"
-            )
-    transport.rename(part, path)
+        try:
+            transport.upload(sent, part)
+            transport.download(part, back, len(archive))
+            whole = back.read_bytes() == archive
+            if whole:
+                transport.rename(part, path)
+        except TransportLostError:
+            raise
+        except TransportError:
+            # Another process of this host was faster, and has renamed what both of us wrote.
+            if transport.size(path) != len(archive):
+                raise
+            return path
+    if not whole:
+        raise AgentError(
+            f"device {device.name!r}: the agent was sent as sha256 {digest} and reads back differently; "
+            "check the device's storage"
+        )
     return path
 
 

@@ -11,7 +11,7 @@ from toggle_runtime.records import ERROR, FAIL, MARGINAL, PASS, SATISFIED, UNSET
 from toggle_edge.certify import coverage_bound
 from toggle_edge.cost import proxy_flops_ratio
 from toggle_edge.errors import ConfigError
-from toggle_edge.pipeline.inputs import config_from, prepared_for
+from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.probes import excerpt
 from toggle_edge.profiles import nearest
 from toggle_edge.report.check import CheckResult
@@ -31,6 +31,7 @@ class CheckOptions:
 
 def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     """Judge one config on the certificate probes. Raises InputError for what cannot be used."""
+    check_config_text(options.config)
     prepared = prepared_for(options.model, options.profile, options.probes, report)
     mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
     config = config_from(options.config, prepared.layers)

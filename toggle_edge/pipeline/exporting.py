@@ -12,7 +12,7 @@ from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import ConfigError, InputError, StoreError
 from toggle_edge.export import build_skeleton, exporter_for
 from toggle_edge.pipeline.checking import known_mode
-from toggle_edge.pipeline.inputs import config_from, prepared_for
+from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.loop import TARGET, Prepared, export, identity_of, write_probes
 from toggle_edge.report.export import ExportResult
 from toggle_edge.report.progress import Reporter
@@ -51,6 +51,7 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
             f"{' and '.join('--' + name for name in chosen) or 'none of them'}"
         )
     if options.config is not None:
+        check_config_text(options.config)
         prepared = prepared_for(Path(options.source), options.profile, options.probes, report)
         return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
     with open_store(options.store) as store:

@@ -47,17 +47,28 @@ def prepared_for(model: Path, profile: str | Path, probes: Path | None, report: 
     return prepared
 
 
+def check_config_text(text: str) -> None:
+    """Raises ConfigError for what is neither a file nor a format, before a model is loaded for it."""
+    if not _is_file(text):
+        try:
+            Format.parse(text)
+        except ConfigError as exc:
+            raise ConfigError(f"config {text!r}: neither a file nor a format: {exc}") from exc
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).suffix == ".json" or Path(text).is_file()
+
+
 def config_from(text: str, layers: tuple[str, ...]) -> Config:
     """A config from the name of a file that holds `{layer: format}`, or one format for all layers.
 
     Raises ConfigError when it is neither, or when the file's layers are not the model's.
     """
+    check_config_text(text)
+    if not _is_file(text):
+        return Config.uniform(layers, Format.parse(text))
     path = Path(text)
-    if path.suffix != ".json" and not path.is_file():
-        try:
-            return Config.uniform(layers, Format.parse(text))
-        except ConfigError as exc:
-            raise ConfigError(f"config {text!r}: neither a file nor a format: {exc}") from exc
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"config {path}: expected at most {MAX_CONFIG_BYTES} bytes")

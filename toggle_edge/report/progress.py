@@ -67,6 +67,7 @@ def _lines(console: Console) -> Reporter:
                 f"{stage:<12} {done}/{of}  {time.monotonic() - begun:5.1f} s  {note}",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
 
     return report

@@ -80,7 +80,9 @@ def print_validation(result: ValidationResult, console: Console) -> None:
     signature = f"signed by {result.bundle.signed_by}" if result.bundle.signed_by else "NOT signed"
     print_entry(console, "bundle", f"{result.bundle.digest[:12]} mode {result.mode}, {signature}")
     known = {
-        key.removesuffix("_before"): value for key, value in result.conditions.items() if "_after" not in key
+        key.removesuffix("_before"): value.partition(":")[0]
+        for key, value in result.conditions.items()
+        if "_after" not in key
     }
     print_entry(
         console, "conditions", ", ".join(f"{key} {value}" for key, value in known.items()) or "unknown"
