@@ -97,6 +97,7 @@ class Run:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late to abort: the record is being written
             shutil.rmtree(self.spool.bundle, ignore_errors=True)
+            shutil.rmtree(self.spool.output, ignore_errors=True)
         record = records.RunRecord(
             version=records.RECORD_VERSION,
             run_id=self.run_id,
