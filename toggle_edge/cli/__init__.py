@@ -5,7 +5,11 @@ Heavy imports (torch, botorch, onnxruntime) happen inside commands, so that `--h
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
+import traceback
 
 import typer
 from typer.exceptions import TyperException
@@ -37,18 +41,30 @@ def _exit_code() -> int:
         # Not standalone: typer would end with 1 on a closed pipe or an end of file, which is no verdict.
         code = app(standalone_mode=False)
     except TyperException as error:
-        if error.format_message():  # empty where the help was shown instead
-            print(f"error: {error.format_message()}; see --help", file=sys.stderr)
-        return 2
+        message = error.format_message()  # empty where the help was shown instead
+        return _told(error, f"{message}; see --help", 2) if message else 2
     except ToggleEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(error, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; what was recorded is kept, the same command goes on from there", file=sys.stderr)
         return 130
     except SystemExit:  # typer's way out when whoever reads our output has gone
         return 3
     except Exception as error:  # the last line of defence: see `main`
-        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
-        return 3
+        return _told(error, f"unexpected {type(error).__name__}: {error}; {_REPORT}", 3)
     return code if isinstance(code, int) else 0
+
+
+_REPORT = "this is a defect of toggle-edge: please report it, with what TOGGLE_EDGE_DEBUG=1 shows"
+
+
+def _told(error: Exception, message: str, code: int) -> int:
+    """Say what went wrong: for people on stderr, and with --json as the one object on stdout too."""
+    if os.environ.get("TOGGLE_EDGE_DEBUG"):
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in sys.argv[1:]:
+        entry = {"type": type(error).__name__, "message": message}
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"outcome": "ERROR", "error": entry, "exit_code": code}), flush=True)
+    return code

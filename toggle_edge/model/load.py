@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from toggle_runtime.records import ModelShape
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -59,9 +58,13 @@ def load_model(folder: Path) -> LanguageModel:
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
-        raise ModelError(f"model folder {folder}: cannot be loaded: {exc}") from exc
+    except Exception as exc:  # transformers and tokenizers raise their own and, for an odd file, any
+        raise ModelError(
+            f"model folder {folder}: cannot be loaded: {type(exc).__name__}: {_first_line(exc)}; is it complete, "
+            "and saved by transformers?"
+        ) from exc
     config: Any = module.config
+    layers = layers_of(config)
     module.requires_grad_(False).eval()
     shape = ModelShape(
         layers=config.num_hidden_layers,
@@ -71,12 +74,17 @@ def load_model(folder: Path) -> LanguageModel:
         context_tokens=config.max_position_embeddings,
         end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
     )
-    return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers_of(config), shape)
+    return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers, shape)
+
+
+def _first_line(exc: Exception) -> str:
+    return next((line for line in str(exc).splitlines() if line.strip()), "no message")
 
 
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()
