@@ -1,246 +1,229 @@
-"""`kill -9` of the host in the middle of the loop, then the same command again: is anything lost, done twice, or left?
+"""Kill the host at drawn moments, give the same command again, and compare with a run that nobody interrupted.
 
-Runs a short demo once undisturbed, then kills it again and again: in mid-search, mid-export, mid-deploy (upload) and
-mid-run. The moment is drawn from a seeded generator among the lines of progress that the undisturbed run printed in
-that stage, plus a random delay. After each kill the same command runs to its end, and everything is compared.
-
-    python benchmarks/resume.py --kills 30 --seed 0
+`python benchmarks/resume.py --kills 30 --seed 0` prints a table and ends with 1 if anything is lost, evaluated
+again, different or left behind. Moments are uniform in time within their stage, as an uninterrupted run's
+events divide it. Only the host is killed, as a crash would: agent, worker and sshd see their peer disappear.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from aftermath import State, losses, problems, state_of
 
 STAGES = ("search", "export", "deploy", "run")
-COMPARED = ("index", "config_digest", "origin", "proxy_flops", "avgpp", "robustness", "feasible", "payload")
-LONGEST_DELAY_S = 0.4
+PASSES = ("parity", "verify", "latency")
+PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the host reported, `at_s` seconds after it was started."""
+
+    at_s: float
+    stage: str
+    done: int
+    of: int
+    note: str
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.stage, self.done, self.note
+
+
+@dataclass(frozen=True)
+class Moment:
+    """`delay_s` after the host reported `event`, which begins a piece of `stage`."""
+
+    stage: str
+    event: Event
+    delay_s: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One kill: where, what had been recorded by then, and what was wrong after resuming (nothing, one hopes)."""
+    """Kills in one work folder, the rows that each left in the store, and what the last command made of it."""
 
-    stage: str
-    line: int
-    recorded_trials: int
-    resumed_s: float
-    problems: tuple[str, ...]
-
-
-def main() -> int:
-    """Print a line per kill and a summary; exit 1 if anything was lost, done twice or left behind."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        return run_demo_in(arguments.child)
-    with tempfile.TemporaryDirectory(prefix="toggle-edge-resume-") as folder:
-        outcomes = list(kills(Path(folder), arguments.kills, arguments.seed, show=True))
-    good = sum(not outcome.problems for outcome in outcomes)
-    print(
-        f"\n{good} of {len(outcomes)} kills: resumed with equal trials and bundles, nothing twice, nothing left"
-    )
-    for stage in STAGES:
-        of_stage = [outcome for outcome in outcomes if outcome.stage == stage]
-        print(f"  {stage:<7} {sum(not o.problems for o in of_stage)} of {len(of_stage)}")
-    return int(good < len(outcomes))
+    moments: Sequence[Moment]
+    left: Sequence[State]
+    finished_s: float
+    problems: Sequence[str]
 
 
-def run_demo_in(work: Path) -> int:
-    """What is killed: the demo, shortened, with a line of progress for everything that it reports."""
+def host(work: Path, trials: int, candidates: int, local: bool) -> None:
+    """The process that is killed: the demo with a short plan, telling every event on stderr."""
     from toggle_runtime.plan import Plan
 
     from toggle_edge.pipeline.demo import DemoOptions, run_demo
 
-    plan = Plan(["parity", "verify", "latency"], restarts=1, generations=2, warmups=0, tokens=8)
-    last_upload = 0.0
-
     def report(stage: str, done: int, of: int, note: str = "") -> None:
-        nonlocal last_upload
-        if "upload" in note:  # one per 32 KiB: show some of them
-            if time.monotonic() - last_upload < 0.01:
-                return
-            last_upload = time.monotonic()
-        print(f"{category(stage, note)} {stage} {done}/{of} {note}", flush=True)
+        print(json.dumps([stage, done, of, note]), file=sys.stderr, flush=True)
 
-    run_demo(DemoOptions(work, trials=17, candidates=2, plan=plan), report)
-    return 0
+    plan = Plan(list(PASSES), restarts=1, generations=2, warmups=1, tokens=8)
+    run_demo(DemoOptions(work, trials, candidates, local=local, plan=plan), report)
 
 
-def category(stage: str, note: str) -> str:
-    """Which of the stages that are killed a line of progress belongs to."""
-    if stage == "device":
-        return "deploy" if "upload" in note else "run"
-    return stage if stage in STAGES else "other"
+def moments_of(events: Sequence[Event]) -> dict[str, list[tuple[Event, float]]]:
+    """By stage, the events that begin a piece of it, and how long each piece took."""
+    pieces: dict[str, list[tuple[Event, float]]] = {stage: [] for stage in STAGES}
+    stage: str | None = None
+    for event, following in itertools.pairwise(events):
+        stage = _stage_after(event, stage)
+        if stage is not None:
+            pieces[stage].append((event, following.at_s - event.at_s))
+    return pieces
 
 
-def kills(
-    folder: Path, count: int, seed: int, *, show: bool = False, stages: tuple[str, ...] = STAGES
-) -> Iterator[Outcome]:
-    """Yield an Outcome per kill, stages taking turns."""
-    environment = {**os.environ, "TOGGLE_EDGE_HOME": str(folder / "home")}
-    began = time.monotonic()
-    lines = undisturbed(folder / "reference", environment)
-    if show:
-        print(f"undisturbed: {time.monotonic() - began:.1f} s, {len(lines)} lines of progress", flush=True)
-    generator = np.random.default_rng(seed)
-    for index in range(count):
-        stage = stages[index % len(stages)]
-        of_stage = [number for number, line in enumerate(lines) if line.startswith(stage)]
-        nth = int(generator.integers(1, len(of_stage) + 1))
-        delay = float(generator.uniform(0, LONGEST_DELAY_S if stage != "deploy" else 0.02))
-        work = folder / f"kill-{index}"
-        outcome = one_kill(work, stage, nth, delay, folder / "reference", environment)
-        if show:
-            verdict = "ok" if not outcome.problems else "; ".join(outcome.problems)
-            print(
-                f"{index:>3} {stage:<7} line {nth:>3} of {len(of_stage):<3} +{delay:.2f} s  "
-                f"{outcome.recorded_trials:>2} trials recorded  resumed in {outcome.resumed_s:5.1f} s  {verdict}",
-                flush=True,
-            )
-        yield outcome
+def _stage_after(event: Event, stage: str | None) -> str | None:
+    """What the host does from this event on."""
+    if event.stage in ("sensitivity", "search"):
+        return "search" if event.stage == "sensitivity" or event.done < event.of else "export"
+    if event.stage == "export":
+        return "export" if event.done < event.of else "deploy"
+    if event.stage != "device":
+        return stage
+    if event.note.endswith("shipped"):
+        return "run"
+    if ": " in event.note:  # the outcome of a bundle's run; the next bundle follows
+        return "deploy" if event.done < event.of else None
+    return stage
 
 
-def undisturbed(work: Path, environment: Mapping[str, str]) -> list[str]:
-    done = subprocess.run(command(work), env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"the undisturbed run failed: {done.stderr[-2000:]}")
-    return done.stdout.splitlines()
+def drawn(
+    pieces: Mapping[str, Sequence[tuple[Event, float]]], stage: str, rng: np.random.Generator
+) -> Moment:
+    """A moment of a stage, uniform in time."""
+    ends = np.cumsum([length for _, length in pieces[stage]])
+    at = float(rng.uniform(0, ends[-1]))
+    index = int(np.searchsorted(ends, at, side="right"))
+    event, length = pieces[stage][index]
+    return Moment(stage, event, at - float(ends[index]) + length)
 
 
-def one_kill(
-    work: Path, stage: str, nth: int, delay: float, reference: Path, environment: Mapping[str, str]
-) -> Outcome:
-    """Kill at the `nth` line of a stage, `delay` seconds later; run again; compare with the undisturbed run."""
-    kill_at(work, stage, nth, delay, environment)
-    before = trials_of(work)
-    began = time.monotonic()
-    again = subprocess.run(command(work), env=environment, capture_output=True, text=True, check=False)
-    resumed_s = time.monotonic() - began
-    problems = [f"the second run failed: {again.stderr[-300:]}"] if again.returncode else []
-    problems += differences(before, work, reference)
-    problems += leftovers(work)
-    return Outcome(stage, nth, len(before), resumed_s, tuple(problems))
+def attempt(arguments: Sequence[str], work: Path, moment: Moment | None) -> list[Event]:
+    """Run the host in `work`, to its end or until `moment`; return its events.
 
-
-def kill_at(work: Path, stage: str, nth: int, delay: float, environment: Mapping[str, str]) -> None:
-    process = subprocess.Popen(
-        command(work), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    seen = 0
-    with process:
-        for line in process.stdout or ():
-            seen += line.startswith(stage)
-            if seen == nth:
-                time.sleep(delay)
-                # The host alone, as a crash would: what runs on the device goes on.
-                os.kill(process.pid, signal.SIGKILL)
+    Raises RuntimeError when the host fails, or ends before the moment comes.
+    """
+    (work / "tmp").mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--host", str(work), *arguments]
+    environment = {**os.environ, "TMPDIR": str(work / "tmp")}
+    begun, events, said = time.monotonic(), [], []
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for line in process.stderr or ():
+            if not line.startswith("["):
+                said.append(line)
+                continue
+            events.append(Event(time.monotonic() - begun, *json.loads(line)))
+            if moment is not None and events[-1].key == moment.event.key:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(moment.delay_s)
+                process.send_signal(signal.SIGKILL)
                 break
+        status = process.wait(PATIENCE_S)
+    if status != (0 if moment is None else -signal.SIGKILL):
+        raise RuntimeError(f"the host ended with {status} after {events[-1:]}: {''.join(said)[-2000:]}")
+    return events
 
 
-def command(work: Path) -> list[str]:
-    return [sys.executable, str(Path(__file__).absolute()), "--child", str(work)]
-
-
-def trials_of(work: Path) -> list[dict[str, object]]:
-    """All columns of all recorded trials, as they lie in the database."""
-    path = work / "toggle-edge.sqlite"
-    if not path.exists():
-        return []
-    connection = sqlite3.connect(path)
-    connection.row_factory = sqlite3.Row
+def kills(arguments: Sequence[str], work: Path, moments: Sequence[Moment], reference: State) -> Outcome:
+    """Start the host in an empty folder, kill it at each of `moments` in turn, let it finish, and look."""
+    left: list[State] = []
+    found: list[str] = []
+    begun = time.monotonic()
     try:
-        return [dict(row) for row in connection.execute('SELECT * FROM trials ORDER BY "index"')]
-    except sqlite3.OperationalError:  # killed before the tables were made
-        return []
-    finally:
-        connection.close()
+        for moment in [*moments, None]:
+            begun = time.monotonic()
+            events = attempt(arguments, work, moment)
+            if left:
+                found += repeated(left[-1], events)
+                found += losses(left[-1], state_of(work))
+            if moment is not None:
+                left.append(state_of(work))
+        found += problems(work, left[-1], state_of(work), reference)
+    except RuntimeError as exc:
+        found.append(str(exc))
+    return Outcome(moments, left, time.monotonic() - begun, found)
 
 
-def differences(before: list[dict[str, object]], work: Path, reference: Path) -> list[str]:
-    """What resuming did otherwise than the undisturbed run, or did a second time."""
-    problems = []
-    after, expected = trials_of(work), trials_of(reference)
-    if [[row[key] for key in COMPARED] for row in after] != [
-        [row[key] for key in COMPARED] for row in expected
-    ]:
-        problems.append("the trial sequence differs")
-    # `created` is among the columns: a trial that was evaluated again would have been written again.
-    if after[: len(before)] != before:
-        problems.append("recorded trials were written again")
-    if digests(work) != digests(reference):
-        problems.append("bundle digests differ")
-    ours, theirs = runs_of(work), runs_of(reference)
-    if {bundle for bundle, _ in ours} != {bundle for bundle, _ in theirs}:
-        problems.append("not every bundle was measured")
-    if {run for _, run in ours} & {run for _, run in theirs}:
-        problems.append("measurements are not new")
-    return problems
-
-
-def digests(work: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in work.glob("bundles/*/manifest.json")}
-
-
-def runs_of(work: Path) -> set[tuple[str, str]]:
-    connection = sqlite3.connect(work / "toggle-edge.sqlite")
-    try:
-        return set(connection.execute("SELECT bundle, run_id FROM runs"))
-    finally:
-        connection.close()
-
-
-def leftovers(work: Path) -> list[str]:
-    """Half-written files on host and device, runs without a record, processes that nobody waits for."""
-    problems = []
-    for pattern in (
-        "**/.export-*",
-        "**/.parity-*",
-        "**/.skeleton-*",
-        "**/*.partial",
-        "**/*.part",
-        "**/*.tmp",
-    ):
-        problems += [f"left: {path.relative_to(work)}" for path in work.glob(pattern)]
-    for run in work.glob("device/device/runs/*"):
-        if not (run / "record.json").is_file():
-            problems.append(f"run {run.name} has no record")
-        problems += [
-            f"left: {path.relative_to(work)}" for path in (run / "bundle", run / "output") if path.exists()
-        ]
-    deadline = time.monotonic() + 5  # sshd ends when its parent does, not before
-    while (alive := processes(work)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return problems + [f"still running: {each}" for each in alive]
-
-
-def processes(work: Path) -> list[str]:
-    """Command lines of living processes that name the work folder."""
+def repeated(killed: State, events: Sequence[Event]) -> list[str]:
+    """What was recorded before the kill, and was computed again after it."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if str(work) in text and int(path.parent.name) != os.getpid():
-            found.append(text[:120])
-    return found
+    if any(row["sensitivity"] for row in killed.rows["studies"]) and any(
+        event.stage == "sensitivity" for event in events
+    ):
+        found.append("the recorded sensitivities were computed again")
+    evaluated = [event.done - 1 for event in events if event.stage == "search"][1:]
+    again = [index for index in evaluated if index < len(killed.rows["trials"])]
+    return [*found, f"recorded trials were evaluated again: {again}"] if again else found
+
+
+def show(number: int, moment: Moment, left: State | None) -> None:
+    at = f"{moment.delay_s * 1000:.0f} ms after {moment.event.stage} {moment.event.done} {moment.event.note}"
+    rows = ("-", "-") if left is None else (len(left.rows["trials"]), len(left.rows["runs"]))
+    print(f"{number:>3} {moment.stage:<7} {at[:60]:<60} {rows[0]:>6} {rows[1]:>4}", end="", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=30, help="how often to kill; stages take turns (default 30)"
+    )
+    parser.add_argument(
+        "--in-a-row", type=int, default=1, help="kills of the same search before it may finish"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
+    parser.add_argument("--trials", type=int, default=24, help="trials of the search (default 24)")
+    parser.add_argument("--candidates", type=int, default=4, help="candidates that are exported (default 4)")
+    parser.add_argument("--local", action="store_true", help="do without sshd")
+    parser.add_argument("--host", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.host is not None:
+        host(options.host, options.trials, options.candidates, options.local)
+        return 0
+    arguments = [f"--trials={options.trials}", f"--candidates={options.candidates}"]
+    arguments += ["--local"] if options.local else []
+    with tempfile.TemporaryDirectory(prefix="toggle-edge-resume-") as folder:
+        # One signing key for all, else the bundles of two runs could not be equal.
+        os.environ["TOGGLE_EDGE_HOME"] = str(Path(folder) / "home")
+        begun = time.monotonic()
+        events = attempt(arguments, Path(folder) / "reference", None)
+        reference = state_of(Path(folder) / "reference")
+        sizes = f"{len(reference.rows['trials'])} trials, {len(reference.bundles)} bundles"
+        print(f"uninterrupted: {time.monotonic() - begun:.0f} s, {sizes}")
+        print(f"{'':>3} {'stage':<7} {'killed':<60} {'trials':>6} {'runs':>4}   finished")
+        pieces, rng = moments_of(events), np.random.default_rng(options.seed)
+        planned = [drawn(pieces, STAGES[index % len(STAGES)], rng) for index in range(options.kills)]
+        bad = 0
+        for first in range(0, len(planned), options.in_a_row):
+            moments = planned[first : first + options.in_a_row]
+            outcome = kills(arguments, Path(folder) / f"work-{first}", moments, reference)
+            bad += len(moments) if outcome.problems else 0
+            for offset, (moment, left) in enumerate(itertools.zip_longest(moments, outcome.left)):
+                show(first + offset + 1, moment, left)
+                print(f" {outcome.finished_s:>8.1f} s" if offset == len(moments) - 1 else "", flush=True)
+            print("".join(f"    {problem}\n" for problem in outcome.problems), end="", flush=True)
+        print(
+            f"{options.kills - bad} of {options.kills} kills: nothing lost, evaluated again, different or left"
+        )
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

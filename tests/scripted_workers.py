@@ -1,13 +1,20 @@
-"""Devices for tests: bundles without a model, and agents whose worker is a script."""
+"""Devices for tests: bundles without a model, agents whose worker is a script, and runs on them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import json
+import subprocess
+import time
 import uuid
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from toggle_runtime import PROTOCOL_VERSION
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import (
     MANIFEST_VERSION,
@@ -21,7 +28,11 @@ from toggle_runtime.records import (
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.fleet import agent_client
+from toggle_edge.fleet.deploy import prepare_environment, trust_key
+from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile
+from toggle_edge.fleet.local import LocalTransport
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.signing import sign, signing_key
 
 PLAN = Plan(
@@ -120,3 +131,70 @@ def make_wheel(folder: Path, name: str = "engine-1-py3-none-any.whl", **members:
 
 def new_run_id() -> str:
     return f"run-{uuid.uuid4().hex[:8]}"
+
+
+def prepared(transport: LocalTransport, device: Device, bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Everything is on the device; returns the fields of a `run` request."""
+    wheels = folder / "wheels"
+    wheels.mkdir(exist_ok=True)
+    identifier = prepare_environment(transport, device, [make_wheel(wheels)])
+    files = {b.sha256: (bundle.blob_path(b.sha256), b.size) for b in bundle.manifest.files.values()}
+    manifest = bundle.folder / "manifest.json"
+    ship(transport, device, {**files, bundle.digest: (manifest, manifest.stat().st_size)})
+    if bundle.manifest.signature is not None:
+        trust_key(transport, device, bundle.manifest.signature.key, "tests")
+    return {
+        "run_id": new_run_id(),
+        "bundle": bundle.digest,
+        "environment": identifier,
+        "owner": "somebody@desk",
+        "plan": dataclasses.asdict(PLAN),
+    }
+
+
+def start(device: Device, transport: LocalTransport, command: str, **fields: Any) -> subprocess.Popen[bytes]:
+    """The agent as a process of this test, its request written, its answer unread."""
+    path = agent_client.install(transport, device)
+    process = subprocess.Popen(
+        [device.python, "-I", "-S", path, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    question = {"protocol": PROTOCOL_VERSION, "command": command, "root": device.root, **fields}
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def spawned_pid(device: Device, run_id: str) -> int:
+    path = Path(device.root, "runs", run_id, "journal.jsonl")
+
+    def entries() -> list[dict[str, Any]]:
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+    wait_until(lambda: any(entry["step"] == "spawn" for entry in entries()), "no worker was spawned")
+    return int(next(entry["pid"] for entry in entries() if entry["step"] == "spawn"))
+
+
+def only(name: str, timeout_s: float = 30.0) -> Plan:
+    return dataclasses.replace(PLAN, passes=[name], restarts=1, pass_timeout_s=timeout_s)
+
+
+def journal(device: Device, run_id: str) -> list[str]:
+    text = Path(device.root, "runs", run_id, "journal.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)

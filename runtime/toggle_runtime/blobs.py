@@ -107,7 +107,7 @@ def write_durably(path: Path, data: bytes) -> None:
 def describe(exc: OSError, root: Path) -> str:
     """What went wrong on the device's file system, and for a full one what to do."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(str(root)).free if root.is_dir() else 0
+        free = shutil.disk_usage(str(next(each for each in (root, *root.parents) if each.exists()))).free
         return (
             f"the disk that holds {root} is full ({free} bytes free): {exc}; free some space there, or choose "
             "another `root` in the device file, then repeat"

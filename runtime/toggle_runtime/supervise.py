@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
+from toggle_runtime.kills import oom_kills, why_killed
 from toggle_runtime.records import ERROR, TIMEOUT
 
 MAX_LINE_BYTES = 16 << 20
@@ -123,7 +124,7 @@ class _Conversation:
     def verdict(self) -> Event:
         code = self._process.poll()
         if code is not None and code < 0:
-            raise WorkerError(ERROR, f"{_killed(-code, self._kills_before)}{self._tail()}")
+            raise WorkerError(ERROR, f"{why_killed(-code, self._kills_before)}{self._tail()}")
         if self._error is not None:
             raise WorkerError(ERROR, f"{self._error}{self._tail()}")
         if code:
@@ -190,39 +191,6 @@ class _Conversation:
     def _tail(self) -> str:
         lines = self._stderr.decode("utf-8", "replace").strip().splitlines()[-_STDERR_LINES:]
         return "; its stderr ends: " + "\n".join(lines) if lines else ""
-
-
-def oom_kills() -> Optional[int]:
-    """How many processes this kernel has killed for lack of memory since it started; None where it does not say."""
-    return _number("/proc/vmstat", "oom_kill")
-
-
-def _killed(number: int, kills_before: Optional[int]) -> str:
-    """Why a worker died of a signal that the agent did not send."""
-    if number != signal.SIGKILL:
-        return f"the worker was killed by {signal.Signals(number).name}"
-    kills = oom_kills()
-    free = _number("/proc/meminfo", "MemAvailable:")
-    known = "" if free is None else f" ({free >> 10} MiB are free now)"
-    remedy = "choose a candidate with fewer bytes, or stop other programs on the device"
-    if kills is not None and kills_before is not None and kills > kills_before:
-        return f"the worker was killed by the kernel for lack of memory{known}; {remedy}"
-    return (
-        f"the worker was killed by SIGKILL, not by the agent: by somebody, or by the system for lack of memory"
-        f"{known}; in that case {remedy}"
-    )
-
-
-def _number(path: str, key: str) -> Optional[int]:
-    try:
-        with Path(path).open(encoding="ascii", errors="replace") as stream:
-            for line in stream:
-                words = line.split()
-                if len(words) > 1 and words[0] == key and words[1].isdigit():
-                    return int(words[1])
-    except OSError:
-        return None
-    return None
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -22,7 +22,7 @@ def sweep(root: Path, run_id: str) -> None:
             _close(Spool(folder))
     for folder in (root / "environments").glob("unpacking-*"):
         _remove_if_stale(folder)
-    for pattern in ("agent/*.part", "*/*.tmp", "runs/*/*.tmp", "runs/*/*.partial"):
+    for pattern in ("agent/*.part", "*.tmp", "*/*.tmp", "runs/*/*.tmp"):
         for path in root.glob(pattern):
             _remove_if_stale(path)
 
@@ -44,7 +44,9 @@ def _close(spool: Spool) -> None:
 
 def _remove_if_stale(path: Path) -> None:
     try:
-        if time.time() - path.stat().st_mtime < STALE_S:
+        # All that is inside too: unpacking onto a slow card takes long, and touches the top folder only at first.
+        youngest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+        if time.time() - youngest < STALE_S:
             return
         if path.is_dir():
             shutil.rmtree(path)

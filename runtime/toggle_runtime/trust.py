@@ -4,7 +4,9 @@ The first host that reaches a device leaves its key there; after that a key is a
 log in could write the file anyway: what the signature keeps out is a bundle that nobody on the list has made.
 """
 
+import fcntl
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -58,19 +60,23 @@ def trusted_keys(root: Path) -> Dict[str, str]:
 def trust(root: Path, key: str, name: str, force: bool) -> Dict[str, Any]:
     """Trust `key` if it is the first one, or already trusted, or `force`. Raises RequestError of kind `trust`."""
     line = key_line(key, name)
-    known = trusted_keys(root)
-    if key not in known:
-        if known and not force:
-            listed = ", ".join(f"{key_id(each)} ({whose})" for each, whose in sorted(known.items()))
-            raise RequestError(
-                "trust",
-                f"this device trusts bundles signed by {listed} only, got key {key_id(key)} ({name}); "
-                "if that is right, run `toggle-edge device trust` for this device",
-            )
-        folder = root / "keys"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / f"{key_id(key)}.pub", (line + "\n").encode("utf-8"))
-    return {"trusted_keys": trusted_keys(root)}
+    folder = root / "keys"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of two hosts that come at once, one is the first
+        known = trusted_keys(root)
+        if key not in known:
+            if known and not force:
+                raise RequestError(
+                    "trust",
+                    f"this device trusts bundles signed by {_listed(known)} only, got key {key_id(key)} ({name}); "
+                    "if that is right, run `toggle-edge device trust` for this device",
+                )
+            write_durably(folder / f"{key_id(key)}.pub", (line + "\n").encode("utf-8"))
+        return {"trusted_keys": trusted_keys(root)}
+    finally:
+        os.close(descriptor)
 
 
 def require_signature(root: Path, manifest: Manifest, *, allow_unsigned: bool) -> Optional[str]:
@@ -88,7 +94,7 @@ def require_signature(root: Path, manifest: Manifest, *, allow_unsigned: bool) -
         )
     known = trusted_keys(root)
     if signature.key not in known:
-        listed = ", ".join(f"{key_id(each)} ({name})" for each, name in sorted(known.items())) or "nobody"
+        listed = _listed(known) or "nobody"
         raise RecordError(
             f"signature: the bundle is signed by key {key_id(signature.key)}, this device trusts {listed}; "
             "run `toggle-edge device trust` for this device if that key is yours"
@@ -106,3 +112,7 @@ def signature_holds(manifest: Manifest, signature: Signature) -> bool:
     return ed25519.verify(
         bytes.fromhex(signature.key), signed_bytes(manifest), bytes.fromhex(signature.signature)
     )
+
+
+def _listed(keys: Dict[str, str]) -> str:
+    return ", ".join(f"{key_id(key)} ({name})" for key, name in sorted(keys.items()))

@@ -7,14 +7,19 @@ Started with `python -I -S`, so that nothing but the shipped environment (numpy 
 import json
 import os
 import sys
+from pathlib import Path
 from typing import IO, Any, Dict
+
+from toggle_runtime.blobs import describe
 
 
 def main() -> int:
     """Serve one request. Returns the exit code: 0 after a result, 1 after an error."""
     answers = _protect_stdout()
+    output = Path()
     try:
         request = json.loads(sys.stdin.readline())
+        output = Path(request["output"])
         # Appended, not inserted: nothing in the environment may shadow the standard library or ourselves.
         sys.path.append(request["environment"])
         from toggle_runtime import passes  # needs numpy, which is on the path only now
@@ -22,6 +27,9 @@ def main() -> int:
         result = passes.PASSES[request["pass"]](
             request, lambda **fields: _answer(answers, "progress", **fields)
         )
+    except OSError as exc:
+        _answer(answers, "error", message=describe(exc, output))
+        return 1
     except Exception as exc:  # the control plane needs to know, whatever it was
         _answer(answers, "error", message=f"{type(exc).__name__}: {exc}")
         return 1

@@ -18,7 +18,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel, new_run_id
+from scripted_workers import (
+    HONEST,
+    PLAN,
+    alive,
+    archive_with,
+    journal,
+    make_bundle,
+    make_wheel,
+    new_run_id,
+    only,
+    prepared,
+    spawned_pid,
+    start,
+    wait_until,
+)
 from toggle_runtime import PROTOCOL_VERSION, blobs
 from toggle_runtime.meters import rapl
 from toggle_runtime.plan import Plan
@@ -28,7 +42,7 @@ from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError, FleetError
 from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.agent_client import exchange, request
-from toggle_edge.fleet.deploy import prepare_environment, run_bundle, trust_key
+from toggle_edge.fleet.deploy import prepare_environment, run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.local import LocalTransport
 from toggle_edge.fleet.shipping import ship
@@ -78,29 +92,6 @@ def go(workshop: dict[str, Any], set_worker: SetWorker) -> Callable[..., RunReco
         return from_json(RunRecord, Path(event["record"]["path"]).read_text())
 
     return run
-
-
-def only(name: str, timeout_s: float = 30.0) -> Plan:
-    return dataclasses.replace(PLAN, passes=[name], restarts=1, pass_timeout_s=timeout_s)
-
-
-def journal(device: Device, run_id: str) -> list[str]:
-    text = Path(device.root, "runs", run_id, "journal.jsonl").read_text()
-    return [json.loads(line)["step"] for line in text.splitlines()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 class TestRun:
@@ -466,7 +457,7 @@ class TestStandingAlone:
         archive = tmp_path / "agent.pyz"
         archive.write_bytes(agent_client.agent_archive())
         names = (
-            "agent blobs codec ed25519 environments facts layout lease meters plan records run spool supervise "
+            "agent blobs codec ed25519 environments facts kills layout lease meters plan records run spool supervise "
             "sweep trust wire"
         )
         code = (
@@ -556,47 +547,3 @@ class TestStandingAlone:
         done = subprocess.run([sys.executable, "-I", "-S", "-c", code], input=line, capture_output=True)
         assert json.loads(done.stdout) == {"event": "result", "answer": 1}
         assert done.stderr.count(b"stray") == 2
-
-
-def prepared(transport: LocalTransport, device: Device, bundle: Bundle, folder: Path) -> dict[str, Any]:
-    """Everything is on the device; returns the fields of a `run` request."""
-    wheels = folder / "wheels"
-    wheels.mkdir(exist_ok=True)
-    identifier = prepare_environment(transport, device, [make_wheel(wheels)])
-    files = {b.sha256: (bundle.blob_path(b.sha256), b.size) for b in bundle.manifest.files.values()}
-    manifest = bundle.folder / "manifest.json"
-    ship(transport, device, {**files, bundle.digest: (manifest, manifest.stat().st_size)})
-    if bundle.manifest.signature is not None:
-        trust_key(transport, device, bundle.manifest.signature.key, "tests")
-    return {
-        "run_id": new_run_id(),
-        "bundle": bundle.digest,
-        "environment": identifier,
-        "owner": "somebody@desk",
-        "plan": dataclasses.asdict(PLAN),
-    }
-
-
-def start(device: Device, transport: LocalTransport, command: str, **fields: Any) -> subprocess.Popen[bytes]:
-    """The agent as a process of this test, its request written, its answer unread."""
-    path = agent_client.install(transport, device)
-    process = subprocess.Popen(
-        [device.python, "-I", "-S", path, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    question = {"protocol": PROTOCOL_VERSION, "command": command, "root": device.root, **fields}
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(question).encode() + b"\n")
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def spawned_pid(device: Device, run_id: str) -> int:
-    path = Path(device.root, "runs", run_id, "journal.jsonl")
-
-    def entries() -> list[dict[str, Any]]:
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-    wait_until(lambda: any(entry["step"] == "spawn" for entry in entries()), "no worker was spawned")
-    return int(next(entry["pid"] for entry in entries() if entry["step"] == "spawn"))

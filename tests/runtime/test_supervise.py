@@ -53,8 +53,9 @@ def test_a_large_request_and_a_large_answer_do_not_block_each_other(tmp_path: Pa
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL, not by the agent"),
         ("import os; os.kill(os.getpid(), 11)", "killed by SIGSEGV"),
+        ("import os; os.kill(os.getpid(), 40)", "killed by signal 40"),
         ("raise ValueError('out of luck')", "status 1; its stderr ends: .*\n.*\nValueError: out of luck"),
         (ANSWER + "raise SystemExit(3)", "exited with status 3"),
         ("", "ended without a result"),
