@@ -1,0 +1,156 @@
+"""What a device says of itself is read strictly, and an agent that is not ours is replaced once, then refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toggle_runtime.facts import gather
+
+from toggle_edge.errors import AgentError, TransportError
+from toggle_edge.fleet.agent_client import agent_archive, install, request
+from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.facts import facts_of, read_facts
+from toggle_edge.fleet.fake import FakeTransport
+from toggle_edge.fleet.local import LocalTransport
+from toggle_edge.fleet.shipping import ship
+
+DEVICE = Device(name="fake", transport="local", root="root")
+
+
+def test_our_own_agents_facts_are_read(tmp_path: Path) -> None:
+    device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
+    facts = facts_of(LocalTransport(tmp_path), device)
+    assert facts.python.count(".") == 2
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (2, [1, 2], 2)
+    assert facts.memory_bytes > 0
+
+
+def test_a_newer_agent_may_say_more(tmp_path: Path) -> None:
+    assert read_facts({**gather(tmp_path), "moon_phase": "full"}, DEVICE).system == "Linux"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"python": None}, r"DeviceFacts\.python: expected str"),
+        ({"memory_bytes": "much"}, "expected int"),
+        ({"cpus": True}, "expected int"),
+        ({"manifest_versions": "1"}, "expected a list"),
+        ({"trusted_keys": {"a": 1}}, "expected str"),
+        ({"conditions": []}, "expected an object"),
+    ],
+)
+def test_facts_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(AgentError, match=f"facts: .*{message}.*something else answering"):
+        read_facts({**gather(tmp_path), **change}, DEVICE)
+
+
+@pytest.mark.parametrize("data", [None, [], "facts", 3, {}])
+def test_what_is_no_facts_at_all_is_refused(data: Any) -> None:
+    with pytest.raises(AgentError, match="facts: "):
+        facts_of(FakeTransport(lambda question: [{"event": "result", "facts": data}]), DEVICE)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"missing": "all", "partial": {}},
+        {"missing": [], "partial": {"a": "b"}},
+        {"missing": [3], "partial": {}},
+        {"missing": [], "partial": {}, "more": 1},
+    ],
+)
+def test_an_answer_that_does_not_fit_is_refused(tmp_path: Path, answer: dict[str, Any]) -> None:
+    transport = FakeTransport(lambda question: [{"event": "result", **answer}])
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(AgentError, match="the agent's answer: Missing"):
+        ship(transport, DEVICE, {hashlib.sha256(b"x").hexdigest(): (tmp_path / "file", 1)})
+
+
+@pytest.mark.parametrize("size", [-1, 10**30])
+def test_a_part_of_impossible_size_is_started_over(tmp_path: Path, size: int) -> None:
+    digest = hashlib.sha256(b"x").hexdigest()
+    (tmp_path / "file").write_bytes(b"x")
+
+    def answer(question: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        if question["command"] == "missing":
+            return [{"event": "result", "missing": [digest], "partial": {digest: size}}]
+        return [{"event": "result", "committed": [digest], "refused": []}]
+
+    transport = FakeTransport(answer)
+    assert ship(transport, DEVICE, {digest: (tmp_path / "file", 1)}) == 1
+    assert transport.files[f"root/incoming/{digest}.part"] == b"x"
+
+
+def protocol_error() -> dict[str, Any]:
+    return {"event": "error", "kind": "protocol", "message": "m", "protocol": 1, "agent_version": "0.0.9"}
+
+
+def test_an_older_agent_at_our_agents_place_is_replaced_once() -> None:
+    path = f"root/agent/{hashlib.sha256(agent_archive()).hexdigest()}.pyz"
+
+    def answer(question: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        ours = transport.files[path] == agent_archive()
+        return [{"event": "result", "answer": 1} if ours else protocol_error()]
+
+    transport = FakeTransport(answer)
+    transport.files[path] = b"?" * len(agent_archive())  # another agent that happens to be as long
+    assert request(transport, DEVICE, "facts")["answer"] == 1
+    assert transport.files == {path: agent_archive()}
+
+
+def test_an_agent_that_stays_another_is_refused_with_both_versions() -> None:
+    transport = FakeTransport(lambda question: [protocol_error()])
+    with pytest.raises(
+        AgentError, match=r"this host speaks protocol 2, the agent there 1 \(version '0.0.9'\)"
+    ):
+        request(transport, DEVICE, "facts")
+    assert len(transport.requests) == 2
+
+
+@pytest.mark.parametrize("theirs", [1, 3, "2", None])
+def test_a_real_agent_tells_another_protocol_which_side_to_upgrade(tmp_path: Path, theirs: Any) -> None:
+    device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
+    transport = LocalTransport(tmp_path)
+    path = install(transport, device)
+    lines: list[bytes] = []
+    question = {"protocol": theirs, "command": "facts", "root": device.root}
+    command = [device.python, "-I", "-S", path, "serve"]
+    transport.run(command, json.dumps(question).encode() + b"\n", lines.append, 30)
+    event = json.loads(lines[-1])
+    assert (event["kind"], event["protocol"]) == ("protocol", 2)
+    side = "the agent on this device" if theirs == 3 else "toggle-edge on the host"
+    assert f"upgrade {side}" in event["message"]
+
+
+def test_two_installs_of_one_host_at_once_end_with_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = FakeTransport(lambda question: [{"event": "result"}])
+    honest = transport.download
+
+    def raced(remote: str, local: Path, max_bytes: int) -> None:
+        # The other process has renamed what both were writing.
+        final = remote.rsplit(".", 2)[0]
+        transport.files[final] = transport.files.pop(remote)
+        honest(remote, local, max_bytes)
+
+    monkeypatch.setattr(transport, "download", raced)
+    path = install(transport, DEVICE)
+    assert transport.files == {path: agent_archive()}
+
+
+def test_a_refusal_while_installing_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = FakeTransport(lambda question: [])
+
+    def refused(*_: object) -> None:
+        raise TransportError("permission denied")
+
+    monkeypatch.setattr(transport, "upload", refused)
+    with pytest.raises(TransportError, match="permission denied"):
+        install(transport, DEVICE)
