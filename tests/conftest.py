@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="toggle-edge-home-")
 os.environ["TOGGLE_EDGE_HOME"] = _HOME.name
 torch.set_num_threads(2)
 
+from covered_agent import measure_agents  # noqa: E402
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from toggle_edge.compress.bank import LayerBank  # noqa: E402
@@ -25,6 +27,16 @@ from toggle_edge.model.load import LanguageModel, load_model  # noqa: E402
 from toggle_edge.probes import Probe, load_probes  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _measured_agents() -> Iterator[None]:
+    """Agents that tests install measure themselves under `make coverage`; otherwise this does nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure_agents(patch)
+        yield
+
+
 DEMO = ROOT / "demo"
 
 

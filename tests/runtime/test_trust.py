@@ -7,11 +7,21 @@ import hashlib
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_workers import HONEST, archive_with, journal, make_bundle, new_run_id, only, prepared
+from scripted_workers import (
+    HONEST,
+    archive_with,
+    journal,
+    make_bundle,
+    make_wheel,
+    new_run_id,
+    only,
+    prepared,
+)
 from toggle_runtime import trust
 from toggle_runtime.records import (
     Manifest,
@@ -28,7 +38,7 @@ from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError
 from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.agent_client import exchange, request
-from toggle_edge.fleet.deploy import trust_key
+from toggle_edge.fleet.deploy import run_bundle, trust_key
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.local import LocalTransport
@@ -264,4 +274,52 @@ class TestOnTheDevice:
         assert "trusts" in str(self.run(transport, device, fields, bundle=digest).reason)
         trust_key(transport, device, signing_key().public, "me", force=True)
         record = self.run(transport, device, fields, bundle=digest)
+        assert (record.outcome, record.signed_by) == ("PASS", signing_key().public)
+
+
+class TestDeployment:
+    """The same through the host's whole way of deploying a bundle."""
+
+    @pytest.fixture
+    def device(self, tmp_path: Path) -> Device:
+        return Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
+
+    @pytest.fixture
+    def run(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., RunRecord]:
+        archive = archive_with(HONEST)
+        monkeypatch.setattr(agent_client, "agent_archive", lambda: archive)
+
+        def go(bundle: Bundle) -> RunRecord:
+            home = tmp_path / "home" / new_run_id()
+            return run_bundle(device, bundle, only("memory"), home, wheels=[make_wheel(tmp_path)]).record
+
+        return go
+
+    def test_a_strangers_bundle_is_refused_before_anything_is_sent(
+        self, run: Callable[..., RunRecord], device: Device, tmp_path: Path
+    ) -> None:
+        trust.trust(Path(device.root), OURS, "ann", False)
+        with pytest.raises(AgentError, match="trust: this device trusts bundles signed by"):
+            run(make_bundle(tmp_path / "bundle"))
+        assert sorted(path.name for path in Path(device.root).iterdir()) == ["agent", "keys", "layout"]
+
+    def test_a_key_that_is_no_longer_trusted_is_refused(
+        self, run: Callable[..., RunRecord], device: Device, tmp_path: Path
+    ) -> None:
+        bundle = make_bundle(tmp_path / "bundle")
+        assert run(bundle).outcome == "PASS"
+        trust.trust(Path(device.root), OURS, "ann", True)
+        Path(device.root, "keys", f"{trust.key_id(signing_key().public)}.pub").unlink()
+        with pytest.raises(AgentError, match="trust: this device trusts bundles signed by"):
+            run(bundle)
+
+    def test_signing_again_makes_a_changed_manifest_good(
+        self, run: Callable[..., RunRecord], tmp_path: Path
+    ) -> None:
+        bundle = make_bundle(tmp_path / "bundle")
+        text = to_json(sign(signing_key(), dataclasses.replace(bundle.manifest, probe_bytes=7)))
+        (bundle.folder / "manifest.json").write_text(text, encoding="utf-8")
+        record = run(dataclasses.replace(bundle, digest=digest_of(text)))
         assert (record.outcome, record.signed_by) == ("PASS", signing_key().public)
