@@ -24,7 +24,7 @@ from toggle_edge.errors import StoreError
 from toggle_edge.search.trial import Observation, Trial
 from toggle_edge.store import Store, StoredStudy, StudyIdentity, database, open_store
 from toggle_edge.store.migrations import MIGRATIONS
-from toggle_edge.store.rows import trial_row
+from toggle_edge.store.rows import measurement_row, trial_row
 from toggle_edge.store.tables import SCHEMA_VERSION
 
 LAYERS = ("z", "a", "m")
@@ -165,7 +165,12 @@ def test_sensitivities_are_recorded_once_and_come_back(url: str) -> None:
     with open_store(url) as store:
         study = opened(store)
         assert study.sensitivity is None
-        store.record_sensitivity(study.id, {"z": 1 / 3, "a": 0.0})
+        for _ in range(2):
+            store.record_sensitivity(study.id, {"z": 1 / 3, "a": 0.0})
+        with pytest.raises(StoreError, match="began with other sensitivities"):
+            store.record_sensitivity(study.id, {"z": 1 / 3, "a": 0.1})
+        with pytest.raises(StoreError, match="no study 7"):
+            store.record_sensitivity(7, {"z": 1 / 3})
     with open_store(url) as store:
         assert opened(store).sensitivity == {"z": 1 / 3, "a": 0.0}
 
@@ -297,25 +302,40 @@ def test_another_schema_version_is_refused(url: str, version: int) -> None:
 
 
 def write_version_1(url: str) -> None:
-    """A store as the first release wrote it, with one study and one trial."""
+    """A store as the first release wrote it, with a study, a trial, a bundle, and a run with its measurements."""
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     connection.executescript(VERSION_1)
     row = trial_row(trial(0))
     row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()}
     columns = ", ".join(f'"{name}"' for name in ("study", *row))
+    digest = digest_of(to_json(manifest()))
     with connection:
         connection.execute(
             f"INSERT INTO trials ({columns}) VALUES ({', '.join('?' * (len(row) + 1))})",  # noqa: S608
             (1, *row.values()),
         )
+        connection.execute("INSERT INTO bundles VALUES (1, ?, 'c', 5, ?)", (digest, to_json(manifest())))
+        connection.execute(
+            "INSERT INTO runs VALUES ('r1', 1, ?, 'pi', 'PASS', ?, 1, '{\"probes\": 59}', NULL, '2026-11-20')",
+            (digest, to_json(record())),
+        )
+        for name, each in MEASUREMENTS.items():
+            values = measurement_row("r1", name, each).values()
+            connection.execute("INSERT INTO measurements VALUES (?,?,?,?,?,?,?,?,?,?)", tuple(values))
     connection.close()
 
 
-def schema(url: str) -> dict[str, set[tuple[str, str, bool]]]:
+def schema(url: str) -> dict[str, object]:
+    """Columns in any order, keys and constraints of every table, as the database tells them."""
     engine = sa.create_engine(url)
     inspector = sa.inspect(engine)
     tables = {
-        table: {(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)}
+        table: (
+            {(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)},
+            inspector.get_pk_constraint(table)["constrained_columns"],
+            [(k["constrained_columns"], k["referred_table"]) for k in inspector.get_foreign_keys(table)],
+            [unique["column_names"] for unique in inspector.get_unique_constraints(table)],
+        )
         for table in inspector.get_table_names()
     }
     engine.dispose()
@@ -328,6 +348,9 @@ def test_a_store_of_the_first_release_is_brought_up_to_date(url: str, tmp_path: 
         (study,) = store.studies()
         assert (study.name, study.profile_digest, study.sensitivity) == ("first", None, None)
         assert list(store.ledger(study.id).trials()) == [trial(0)]
+        assert [bundle.manifest for bundle in store.bundles(study.id)] == [manifest()]
+        (run,) = store.runs(study.id)
+        assert (run.record, run.measurements, run.certificate) == (record(), MEASUREMENTS, {"probes": 59})
         # What the older release did not note cannot be compared, so the search does not go on.
         with pytest.raises(StoreError, match="the probes was not noted"):
             opened(store)

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple, Type, TypeVar
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 from toggle_runtime import PROTOCOL_VERSION, __version__, blobs, environments, facts, lease, records
 from toggle_runtime.layout import require_layout
@@ -100,13 +100,16 @@ def _trust(request: Request, wire: Wire) -> Dict[str, Any]:
 
 
 def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
-    digests = [records.Blob(digest, 0).sha256 for digest in _field(request, "digests", list)]
-    return blobs.missing(request["root"], digests)
+    return blobs.missing(request["root"], _digests(request))
 
 
 def _commit(request: Request, wire: Wire) -> Dict[str, Any]:
     wanted = [records.from_data(records.Blob, data) for data in _field(request, "blobs", list)]
     return blobs.commit(request["root"], wanted)
+
+
+def _discard(request: Request, wire: Wire) -> Dict[str, Any]:
+    return blobs.discard(request["root"], _digests(request))
 
 
 def _environment(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -163,6 +166,12 @@ def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
     return spool.result(records.from_json(records.RunRecord, text))
 
 
+def _digests(request: Request) -> List[str]:
+    # A digest becomes a file's name: it must be one.
+    found = _field(request, "digests", list)
+    return [records.from_data(records.Blob, {"sha256": digest, "size": 0}).sha256 for digest in found]
+
+
 def _field(request: Request, name: str, kind: Type[Value]) -> Value:
     value = request.get(name)
     if not isinstance(value, kind):
@@ -177,6 +186,7 @@ def _flag(request: Request, name: str) -> bool:
 COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "abort": _abort,
     "commit": _commit,
+    "discard": _discard,
     "environment": _environment,
     "facts": _facts,
     "fetch_record": _fetch_record,

@@ -56,6 +56,15 @@ def commit(root: Path, blobs: List[Blob]) -> Dict[str, Any]:
     return {"committed": committed, "refused": refused}
 
 
+def discard(root: Path, digests: List[str]) -> Dict[str, Any]:
+    """Remove what has arrived of these blobs: a host that gives up leaves no part on a disk that is full."""
+    for digest in digests:
+        part = part_path(root, digest)
+        if part.exists():
+            part.unlink()
+    return {}
+
+
 def blob_of(path: Path) -> Blob:
     """Digest and size of a file. Raises OSError."""
     digest, size = hashlib.sha256(), 0

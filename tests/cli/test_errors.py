@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -452,23 +454,71 @@ class TestDevice:
         ended = call("validate", "--device", device_file(tmp_path, device), "--bundle", bundle)
         assert (ended.code, "cannot run /no/python" in ended.err) == (3, True)
 
+    def test_a_full_disk(self, call: Call, bundle: Path, tmp_path: Path) -> None:
+        with mounted(tmp_path / "small", "6m") as small:
+            device = Device(name="full", transport="local", root=str(small / "root"), python=sys.executable)
+            ended = call("validate", "--device", device_file(tmp_path, device), "--bundle", bundle)
+            assert ended.code == 3
+            assert "No space left on device; free some space there, or choose another `root`" in ended.err
+            left = [path for path in listing(small) if (small / path).is_file()]
+            assert [
+                path for path in left if not path.startswith(("root/agent/", "root/layout", "root/keys/"))
+            ] == []
+        assert not list((tmp_path / "cwd").rglob("record.json"))
+
+    def test_a_worker_killed_for_lack_of_memory(self, call: Call, bundle: Path, tmp_path: Path) -> None:
+        group = Path("/sys/fs/cgroup/memory") / f"toggle-edge-test-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / "memory.limit_in_bytes").write_text(str(28 << 20))
+        except OSError as exc:
+            pytest.skip(f"memory cannot be limited here: {exc}")
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\necho $$ > {group}/cgroup.procs\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        roomy = Device(name="roomy", transport="local", root=str(tmp_path / "device"), python=sys.executable)
+        small = dataclasses.replace(roomy, name="small", python=str(python))
+        # Everything is brought there without the limit: unpacking under it would take minutes.
+        assert call("validate", "--device", device_file(tmp_path, roomy), "--bundle", bundle).code in (0, 1)
+        try:
+            ended = call("validate", "--device", device_file(tmp_path, small), "--bundle", bundle, "--json")
+        finally:
+            (group / "memory.limit_in_bytes").write_text("-1")
+            deadline = time.monotonic() + 10
+            while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            group.rmdir()
+        assert ended.code == 3
+        result = json.loads(ended.out)
+        assert result["outcome"] == "ERROR"
+        assert "killed by the kernel for lack of memory" in result["reason"]
+        assert "choose a candidate with fewer bytes" in result["reason"]
+        runs = tmp_path / "device" / "runs" / result["run"]
+        assert sorted(path.name for path in runs.iterdir()) == ["journal.jsonl", "record.json"]
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of that size."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"mounting is denied here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
 
 class TestHost:
     def test_a_full_disk(self, call: Call, tmp_path: Path) -> None:
-        small = tmp_path / "small"
-        small.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], capture_output=True
-        )
-        if mounted.returncode != 0:
-            pytest.skip(f"mounting is denied here: {mounted.stderr.decode().strip()}")
-        try:
+        with mounted(tmp_path / "small", "400k") as small:
             ended = call("export", DEMO / "model", "--config", "int8-g64", "-o", small / "bundle")
             assert ended.code == 3, ended.err
             assert "No space left on device" in ended.err or "the disk is full" in ended.err
             assert listing(small) == []
-        finally:
-            subprocess.run(["umount", str(small)], check=True)
 
     def test_an_unexpected_error_asks_for_a_report(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import shutil
@@ -130,4 +131,6 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise TransportError(f"{what}: {exc.strerror or exc}") from exc
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; free some space there, or choose another `root` in the device file" if full else ""
+        raise TransportError(f"{what}: {exc.strerror or exc}{remedy}") from exc

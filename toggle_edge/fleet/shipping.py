@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from toggle_runtime.records import RecordError, from_data
 
-from toggle_edge.errors import AgentError, FleetError
+from toggle_edge.errors import AgentError, FleetError, TransportError, TransportLostError
 from toggle_edge.fleet.agent_client import Event, OnProgress, ignore_progress, request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.transport import Transport
@@ -81,7 +82,15 @@ def _ship_once(
         def tell(position: int, before: int = done - offset) -> None:
             on_progress({"event": "progress", "step": "upload", "done": before + position, "of": total})
 
-        transport.upload(path, f"{device.root}/incoming/{digest}.part", offset, tell)
+        try:
+            transport.upload(path, f"{device.root}/incoming/{digest}.part", offset, tell)
+        except TransportLostError:
+            raise  # what has arrived is where the next attempt goes on
+        except TransportError:
+            # The device refuses, most likely for a full disk: a part that cannot grow must not stay on it.
+            with suppress(FleetError):
+                request(transport, device, "discard", digests=[digest])
+            raise
         done += files[digest][1] - offset
     blobs = [{"sha256": digest, "size": files[digest][1]} for digest in wanted]
     committed = _checked(Committed, request(transport, device, "commit", blobs=blobs), device)

@@ -140,13 +140,23 @@ class Store:
         )
 
     def record_sensitivity(self, study: int, sensitivity: Mapping[str, float]) -> None:
-        """Remember what each layer loses alone, so that a search that goes on starts from the same design."""
+        """Remember what each layer loses alone, so that a search that goes on starts from the same design.
+
+        Raises StoreError on an unknown study, and on values that differ from those that its trials began with.
+        """
+        columns = tables.studies.c
         with self._transaction() as connection:
-            connection.execute(
-                tables.studies.update()
-                .where(tables.studies.c.id == study)
-                .values(sensitivity=dict(sensitivity))
-            )
+            found = connection.execute(sa.select(columns.sensitivity).where(columns.id == study)).first()
+            if found is None:
+                raise StoreError(f"store: {self._where} has no study {study}; open it first")
+            if found.sensitivity is None:
+                values = {"sensitivity": dict(sensitivity)}
+                connection.execute(tables.studies.update().where(columns.id == study).values(values))
+            elif found.sensitivity != sensitivity:
+                raise StoreError(
+                    f"store: study {study} began with other sensitivities; another process may be searching it "
+                    "now: wait for it, then repeat"
+                )
 
     def studies(self) -> list[StoredStudy]:
         """All studies, oldest first."""
