@@ -51,6 +51,7 @@ def test_an_implication_relaxes_both_ways():
         ("always (perplexity <= 9)", r"properties\.x: expected signals among jsd, .*got 'perplexity'$"),
         ("always (jsd = 0.7)", r"properties\.x: formula, column 13"),
         ("always[0,32] (jsd <= 0.7)", r"properties\.x: the formula needs 33 steps, probes have 32"),
+        ("historically[0,2] (jsd <= 0.7)", r"properties\.x: the formula looks back 2 steps.*write always"),
     ],
 )
 def test_a_formula_that_could_never_be_judged_is_refused(text, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toggle_runtime.records import ModeSpecification
-from toggle_runtime.stl import Formula, FormulaError, horizon, parse, relaxed, signals_of
+from toggle_runtime.stl import Formula, FormulaError, horizon, lookback, parse, relaxed, signals_of
 
 from toggle_edge.errors import ProfileError
 from toggle_edge.profiles import Profile, nearest
@@ -40,6 +40,11 @@ def _formula(profile: Profile, name: str, text: str) -> Formula:
     for signal in sorted(signals_of(formula).difference(SIGNALS)):
         raise ProfileError(
             f"{where}: expected signals among {', '.join(SIGNALS)}, got {signal!r}{nearest(signal, SIGNALS)}"
+        )
+    if lookback(formula):
+        raise ProfileError(
+            f"{where}: the formula looks back {lookback(formula)} steps from the first one, so it never has a value; "
+            "write always (...) around what looks back"
         )
     if horizon(formula) >= profile.probes.min_steps:
         raise ProfileError(

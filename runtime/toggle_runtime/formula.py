@@ -1,13 +1,14 @@
 """Formulas of Signal Temporal Logic: values, text, and what can be known of them without a trace.
 
-Four primitives (`Predicate`, `Not`, `And`, `Always`) carry everything; `or`, `implies` and `eventually` are
-built from them, so that semantics is written four times and not seven. `toggle_runtime.parser` reads their
-text. Standard library only, Python 3.8.
+Six primitives (`Predicate`, `Not`, `And`, `Always`, `Historically`, `Until`) carry everything; `or`, `implies`,
+`eventually` and `once` are built from them, so that semantics is written six times and not ten.
+`toggle_runtime.parser` reads their text, `toggle_runtime.spans` knows where they are defined. Standard library
+only, Python 3.8.
 """
 
 import math
 from dataclasses import dataclass
-from typing import FrozenSet, Optional, Tuple
+from typing import Callable, FrozenSet, Optional, Tuple
 
 __all__ = [
     "LOWER",
@@ -16,19 +17,23 @@ __all__ = [
     "And",
     "Formula",
     "FormulaError",
+    "Historically",
     "Interval",
     "Not",
     "Predicate",
+    "Until",
     "either",
     "eventually",
-    "horizon",
     "implies",
+    "once",
+    "operands_of",
     "relaxed",
     "signals_of",
+    "with_predicates",
 ]
 
 Interval = Tuple[int, int]
-"""Steps from the current one, both ends included."""
+"""Steps from the current one, forward or, for the past operators, back; both ends included."""
 
 UPPER = ("<=", "<")
 LOWER = (">=", ">")
@@ -39,7 +44,7 @@ class FormulaError(ValueError):
 
 
 class Formula:
-    """Base of the four nodes. `str` is text that parses back to an equal formula."""
+    """Base of the six nodes. `str` is text that parses back to an equal formula."""
 
     def __str__(self) -> str:
         return _text(self)
@@ -82,14 +87,36 @@ class And(Formula):
 
 @dataclass(frozen=True, repr=False)
 class Always(Formula):
-    """`operand` at every step of the interval; without one, at every later step at which it is defined."""
+    """`operand` at every step of the interval; without one, at every step from now on at which it is defined."""
 
     operand: Formula
     interval: Optional[Interval] = None
 
     def __post_init__(self) -> None:
-        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
-            raise FormulaError(f"interval: expected 0 <= a <= b, got {list(self.interval)}")
+        _check(self.interval)
+
+
+@dataclass(frozen=True, repr=False)
+class Historically(Formula):
+    """`operand` at every step of the interval back; without one, at every step up to now at which it is defined."""
+
+    operand: Formula
+    interval: Optional[Interval] = None
+
+    def __post_init__(self) -> None:
+        _check(self.interval)
+
+
+@dataclass(frozen=True, repr=False)
+class Until(Formula):
+    """`right` at some step of the interval, the witness, and `left` at every step from now to before it."""
+
+    left: Formula
+    right: Formula
+    interval: Optional[Interval] = None
+
+    def __post_init__(self) -> None:
+        _check(self.interval)
 
 
 def either(left: Formula, right: Formula) -> Formula:
@@ -107,19 +134,48 @@ def eventually(operand: Formula, interval: Optional[Interval] = None) -> Formula
     return Not(Always(Not(operand), interval))
 
 
+def once(operand: Formula, interval: Optional[Interval] = None) -> Formula:
+    """`operand` at some step of the interval back."""
+    return Not(Historically(Not(operand), interval))
+
+
+def operands_of(formula: Formula) -> Tuple[Formula, ...]:
+    """The formulas that this one is made of directly, none for a predicate."""
+    if isinstance(formula, (And, Until)):
+        return (formula.left, formula.right)
+    if isinstance(formula, (Not, Always, Historically)):
+        return (formula.operand,)
+    return ()
+
+
 def signals_of(formula: Formula) -> FrozenSet[str]:
     """Names of the signals that the formula reads."""
     if isinstance(formula, Predicate):
         return frozenset([formula.signal])
-    return frozenset().union(*(signals_of(child) for child in _children(formula)))
+    return frozenset().union(*(signals_of(operand) for operand in operands_of(formula)))
 
 
-def horizon(formula: Formula) -> int:
-    """Steps after the current one that must exist; an unbounded operator adds none of its own."""
+def with_predicates(
+    formula: Formula, change: Callable[[Predicate, bool], Predicate], positive: bool = True
+) -> Formula:
+    """The formula with `change(predicate, positive)` in place of each predicate.
+
+    `positive` says whether a larger margin of the predicate can only raise the formula's robustness; under an
+    odd number of negations it can only lower it.
+    """
     if isinstance(formula, Predicate):
-        return 0
-    reach = formula.interval[1] if isinstance(formula, Always) and formula.interval else 0
-    return reach + max(horizon(child) for child in _children(formula))
+        return change(formula, positive)
+    below = not positive if isinstance(formula, Not) else positive
+    operands = [with_predicates(operand, change, below) for operand in operands_of(formula)]
+    if isinstance(formula, Not):
+        return Not(*operands)
+    if isinstance(formula, And):
+        return And(*operands)
+    if isinstance(formula, (Always, Historically)):
+        return type(formula)(operands[0], formula.interval)
+    if isinstance(formula, Until):
+        return Until(operands[0], operands[1], formula.interval)
+    raise TypeError(f"expected a formula, got {type(formula).__name__}")
 
 
 def relaxed(formula: Formula, factor: float) -> Formula:
@@ -131,30 +187,18 @@ def relaxed(formula: Formula, factor: float) -> Formula:
     """
     if not (math.isfinite(factor) and factor >= 0):
         raise ValueError(f"factor: expected a finite number >= 0, got {factor!r}")
-    return _relaxed(formula, factor) if factor else formula
+
+    def weaker(predicate: Predicate, positive: bool) -> Predicate:
+        step = factor * abs(predicate.threshold)
+        moved = predicate.threshold + (step if predicate.is_upper == positive else -step)
+        return Predicate(predicate.signal, predicate.comparison, float(f"{moved:.12g}"))
+
+    return with_predicates(formula, weaker) if factor else formula
 
 
-def _relaxed(formula: Formula, factor: float) -> Formula:
-    if isinstance(formula, Predicate):
-        step = factor * abs(formula.threshold)
-        moved = formula.threshold + (step if formula.is_upper else -step)
-        return Predicate(formula.signal, formula.comparison, float(f"{moved:.12g}"))
-    if isinstance(formula, Not):
-        # A negation is weakened by strengthening what it negates.
-        return Not(_relaxed(formula.operand, -factor))
-    if isinstance(formula, And):
-        return And(_relaxed(formula.left, factor), _relaxed(formula.right, factor))
-    if isinstance(formula, Always):
-        return Always(_relaxed(formula.operand, factor), formula.interval)
-    raise TypeError(f"expected a formula, got {type(formula).__name__}")
-
-
-def _children(formula: Formula) -> Tuple[Formula, ...]:
-    if isinstance(formula, And):
-        return (formula.left, formula.right)
-    if isinstance(formula, (Not, Always)):
-        return (formula.operand,)
-    return ()
+def _check(interval: Optional[Interval]) -> None:
+    if interval is not None and not 0 <= interval[0] <= interval[1]:
+        raise FormulaError(f"interval: expected 0 <= a <= b, got {list(interval)}")
 
 
 def _text(formula: Formula) -> str:
@@ -162,15 +206,19 @@ def _text(formula: Formula) -> str:
         return f"{formula.signal} {formula.comparison} {float(formula.threshold)!r}"
     if isinstance(formula, And):
         return f"({_text(formula.left)}) and ({_text(formula.right)})"
-    if isinstance(formula, Always):
-        return f"always{_bounds(formula.interval)} ({_text(formula.operand)})"
+    if isinstance(formula, Until):
+        return f"({_text(formula.left)}) until{_bounds(formula.interval)} ({_text(formula.right)})"
+    if isinstance(formula, (Always, Historically)):
+        word = "always" if isinstance(formula, Always) else "historically"
+        return f"{word}{_bounds(formula.interval)} ({_text(formula.operand)})"
     return _negation_text(formula.operand) if isinstance(formula, Not) else object.__repr__(formula)
 
 
 def _negation_text(inner: Formula) -> str:
     """Text of `not inner`, under the name of the operator that was built from it."""
-    if isinstance(inner, Always) and isinstance(inner.operand, Not):
-        return f"eventually{_bounds(inner.interval)} ({_text(inner.operand.operand)})"
+    if isinstance(inner, (Always, Historically)) and isinstance(inner.operand, Not):
+        word = "eventually" if isinstance(inner, Always) else "once"
+        return f"{word}{_bounds(inner.interval)} ({_text(inner.operand.operand)})"
     if isinstance(inner, And) and isinstance(inner.left, Not) and isinstance(inner.right, Not):
         left, right = _text(inner.left.operand), _text(inner.right.operand)
         # `(not (a)) or (b)` reads better as `(a) implies (b)`.

@@ -1,12 +1,12 @@
 """Text to formula, in RTAMT's syntax, and with its meaning.
 
-`and` binds tighter than `or`, `or` than `implies`, and a unary operator takes the comparison that follows it:
-`always a <= 1 and b <= 1` is `(always (a <= 1)) and (b <= 1)`. Standard library only, Python 3.8.
+`until` binds tighter than `and`, `and` than `or`, `or` than `implies`, and a unary operator takes the comparison
+that follows it: `always a <= 1 and b <= 1` is `(always (a <= 1)) and (b <= 1)`. Standard library only, Python 3.8.
 """
 
 import math
 import re
-from typing import List, NoReturn, Optional, Tuple
+from typing import Callable, Dict, List, NoReturn, Optional, Tuple
 
 from toggle_runtime.formula import (
     LOWER,
@@ -15,12 +15,15 @@ from toggle_runtime.formula import (
     And,
     Formula,
     FormulaError,
+    Historically,
     Interval,
     Not,
     Predicate,
+    Until,
     either,
     eventually,
     implies,
+    once,
 )
 
 __all__ = ["parse"]
@@ -28,7 +31,13 @@ __all__ = ["parse"]
 # A formula may come over the wire: these bounds keep the recursion below Python's own limit. Printing adds
 # parentheses but never operators, so what was read once can be read again.
 _MAX_OPERATORS, _MAX_NESTING = 40, 100
-_KEYWORDS = ("not", "and", "or", "implies", "always", "eventually")
+_TEMPORAL: Dict[str, Callable[[Formula, Optional[Interval]], Formula]] = {
+    "always": Always,
+    "eventually": eventually,
+    "historically": Historically,
+    "once": once,
+}
+_KEYWORDS = ("not", "and", "or", "implies", "until", *_TEMPORAL)
 _TOKEN = re.compile(
     r"(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<symbol><=|>=|[<>()\[\],:])",
     re.ASCII,
@@ -38,8 +47,9 @@ _TOKEN = re.compile(
 def parse(text: str) -> Formula:
     """Read a formula such as `always ((jsd > 0.3) implies eventually[0,4] (jsd <= 0.1))`.
 
-    Comparisons have the signal on the left and a number on the right. `implies` does not chain without
-    parentheses, since readers disagree on what that means. Raises FormulaError pointing at the column.
+    Comparisons have the signal on the left and a number on the right. `implies` and `until` do not chain without
+    parentheses, since readers disagree on what that means. Not every formula that can be read has a value at the
+    first step of a trace: see `toggle_runtime.spans.lookback`. Raises FormulaError pointing at the column.
     """
     return _Parser(text).formula()
 
@@ -87,7 +97,7 @@ class _Parser:
     def formula(self) -> Formula:
         result = self.implication()
         if self.next():
-            self.fail(f"expected 'and', 'or', 'implies' or the end, got {self.next()!r}")
+            self.fail(f"expected 'and', 'or', 'implies', 'until' or the end, got {self.next()!r}")
         return result
 
     def implication(self) -> Formula:
@@ -106,9 +116,19 @@ class _Parser:
         return result
 
     def conjunction(self) -> Formula:
-        result = self.unary()
+        result = self.until()
         while self.accept("and"):
-            result = And(result, self.unary())
+            result = And(result, self.until())
+        return result
+
+    def until(self) -> Formula:
+        left = self.unary()
+        if not self.accept("until"):
+            return left
+        interval = self.interval()
+        result = Until(left, self.unary(), interval)
+        if self.next() == "until":
+            self.fail("'until' does not chain: put parentheses around one of the two")
         return result
 
     def unary(self) -> Formula:
@@ -120,12 +140,10 @@ class _Parser:
             self.expect("')'", ")")
         elif self.accept("not"):
             result = Not(self.unary())
-        elif self.accept("always"):
+        elif self.next() in _TEMPORAL:
+            make = _TEMPORAL[self.accept(*_TEMPORAL)]
             interval = self.interval()
-            result = Always(self.unary(), interval)
-        elif self.accept("eventually"):
-            interval = self.interval()
-            result = eventually(self.unary(), interval)
+            result = make(self.unary(), interval)
         else:
             result = self.predicate()
         self.nesting -= 1

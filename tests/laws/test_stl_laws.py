@@ -1,41 +1,16 @@
 """Laws of the semantics over random formulas and traces, and a brute-force oracle that shares no code."""
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from formulas import SIGNALS, intervals, nodes, numbers, operands_of, parts_of, series, signals_of, text_of
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toggle_runtime.stl import UnsetError, horizon, parse, relaxed, robustness
+from toggle_runtime.stl import UnsetError, horizon, lookback, parse, relaxed, robustness, robustness_bounds
 
-SIGNALS = ("a", "b")
-laws = settings(max_examples=100, deadline=None)
-
-# Multiples of 1/8 collide often, so that ties are met; the others test arithmetic.
-numbers = st.one_of(
-    st.integers(-16, 16).map(lambda n: n / 8),
-    st.floats(-4, 4, allow_subnormal=False).map(lambda x: round(x, 6)),
-)
+laws = settings(max_examples=70, deadline=None)
 positive = st.integers(1, 16).map(lambda n: n / 8)
-intervals = st.one_of(
-    st.none(), st.tuples(st.integers(0, 2), st.integers(0, 2)).map(lambda p: (p[0], p[0] + p[1]))
-)
-
-
-def nodes(
-    thresholds=numbers, comparisons=("<=", "<", ">=", ">"), unary=("not",), binary=("and", "or", "implies")
-):
-    """Formulas as nested tuples, the oracle's own representation."""
-    leaves = st.tuples(
-        st.just("predicate"), st.sampled_from(SIGNALS), st.sampled_from(comparisons), thresholds
-    )
-
-    def extend(children):
-        temporal = st.tuples(st.sampled_from(("always", "eventually")), intervals, children)
-        both = st.tuples(st.sampled_from(binary), children, children)
-        options = [temporal, both]
-        if unary:
-            options.append(st.tuples(st.sampled_from(unary), children))
-        return st.one_of(options)
-
-    return st.recursive(leaves, extend, max_leaves=4)
+states = nodes(temporal=(), max_leaves=2)
+future = nodes(temporal=("always", "eventually", "until"))
 
 
 def traces(least=1, most=9):
@@ -46,41 +21,13 @@ def traces(least=1, most=9):
     )
 
 
-def text_of(node):
-    if node[0] == "predicate":
-        return f"{node[1]} {node[2]} {node[3]!r}"
-    if node[0] == "not":
-        return f"not ({text_of(node[1])})"
-    if node[0] in ("always", "eventually"):
-        bounds = "" if node[1] is None else f"[{node[1][0]}:{node[1][1]}]"
-        return f"{node[0]}{bounds} ({text_of(node[2])})"
-    return f"({text_of(node[1])}) {node[0]} ({text_of(node[2])})"
+seeds = st.integers(0, 2**32 - 1)
 
 
-def oracle(node, trace, t):
-    """Robustness at step t by definition, None where the formula is not defined."""
-    length = len(trace["a"])
-    if node[0] == "predicate":
-        if t >= length:
-            return None
-        value = float(trace[node[1]][t])
-        return node[3] - value if node[2] in ("<=", "<") else value - node[3]
-    if node[0] == "not":
-        value = oracle(node[1], trace, t)
-        return None if value is None else -value
-    if node[0] in ("always", "eventually"):
-        if node[1] is None:
-            window = [oracle(node[2], trace, step) for step in range(t, length)]
-            window = [value for value in window if value is not None]
-        else:
-            window = [oracle(node[2], trace, step) for step in range(t + node[1][0], t + node[1][1] + 1)]
-        if not window or None in window:
-            return None
-        return min(window) if node[0] == "always" else max(window)
-    left, right = oracle(node[1], trace, t), oracle(node[2], trace, t)
-    if left is None or right is None:
-        return None
-    return {"and": min(left, right), "or": max(left, right), "implies": max(-left, right)}[node[0]]
+def drawn(seed, trace):
+    """Another trace of the same length, with many ties; far cheaper than to draw every value."""
+    rows = np.random.default_rng(seed).integers(-16, 17, size=(len(SIGNALS), len(trace["a"]))) / 8
+    return dict(zip(SIGNALS, rows, strict=True))
 
 
 def value_of(text, trace):
@@ -90,35 +37,48 @@ def value_of(text, trace):
         return None
 
 
-@laws
+def bounds_of(interval):
+    return "" if interval is None else f"[{interval[0]},{interval[1]}]"
+
+
+@settings(max_examples=250, deadline=None)
 @given(nodes(), traces())
 def test_brute_force_oracle(node, trace):
-    assert value_of(text_of(node), trace) == oracle(node, trace, 0)
+    assert value_of(text_of(node), trace) == series(node, trace)[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(nodes(windows=st.one_of(intervals, st.just((3, 20)))), st.integers(20, 60), seeds)
+def test_brute_force_oracle_on_longer_traces(node, length, seed):
+    rows = np.random.default_rng(seed).integers(-16, 17, size=(2, length)) / 8
+    trace = dict(zip(SIGNALS, rows, strict=True))
+    assert value_of(text_of(node), trace) == series(node, trace)[0]
 
 
 @laws
 @given(nodes(), traces())
 def test_the_horizon_is_the_least_that_gives_a_value(node, trace):
     formula = parse(text_of(node))
-    assert (len(trace["a"]) > horizon(formula)) == (oracle(node, trace, 0) is not None)
+    enough = lookback(formula) == 0 and len(trace["a"]) > horizon(formula)
+    assert enough == (series(node, trace)[0] is not None)
+
+
+@laws
+@given(nodes())
+def test_lookback_is_the_first_step_that_has_a_value_on_any_trace(node):
+    values = series(node, {name: np.zeros(60) for name in SIGNALS})
+    assert lookback(parse(text_of(node))) == next(t for t, value in enumerate(values) if value is not None)
 
 
 @laws
 @given(nodes(), traces())
 def test_some_comparison_has_the_value_at_the_named_step(node, trace):
-    formula = parse(text_of(node))
-    if len(trace["a"]) <= horizon(formula):
-        return
-    value, step = robustness(formula, trace)
-
-    def margins(part):
-        if part[0] == "predicate":
-            return [abs(float(trace[part[1]][step]) - part[3])]
-        return [
-            margin for child in part[1:] if child and isinstance(child[0], str) for margin in margins(child)
-        ]
-
-    assert abs(float(value)) in margins(node)
+    assume(series(node, trace)[0] is not None)
+    value, step = robustness(parse(text_of(node)), trace)
+    margins = [
+        abs(float(trace[part[1]][step]) - part[3]) for part in parts_of(node) if part[0] == "predicate"
+    ]
+    assert abs(float(value)) in margins
 
 
 @laws
@@ -131,64 +91,223 @@ def test_printed_text_reads_back(node):
 
 @laws
 @given(nodes(), nodes(), intervals, traces())
-def test_identities(left, right, interval, trace):
-    x, y = text_of(left), text_of(right)
-    bounds = "" if interval is None else f"[{interval[0]},{interval[1]}]"
+def test_duality(left, right, interval, trace):
+    x, y, bounds = text_of(left), text_of(right), bounds_of(interval)
     for first, second in [
         (f"not not ({x})", x),
         (f"not (({x}) and ({y}))", f"(not ({x})) or (not ({y}))"),
         (f"not (({x}) or ({y}))", f"(not ({x})) and (not ({y}))"),
         (f"({x}) implies ({y})", f"(not ({x})) or ({y})"),
-        (f"always{bounds} ({x})", f"not eventually{bounds} not ({x})"),
+        (f"not always{bounds} ({x})", f"eventually{bounds} not ({x})"),
+        (f"not historically{bounds} ({x})", f"once{bounds} not ({x})"),
+        (f"always (not historically{bounds} ({x}))", f"always (once{bounds} not ({x}))"),
         (f"always (always ({x}))", f"always ({x})"),
+        (f"always (historically ({x}))", f"always (historically (historically ({x})))"),
         (f"always (({x}) and ({y}))", f"always (({y}) and ({x}))"),
     ]:
         assert value_of(first, trace) == value_of(second, trace)
 
 
 @laws
-@given(nodes(), traces(), st.data())
-def test_robustness_moves_no_further_than_the_signals(node, trace, data):
-    change = data.draw(traces(len(trace["a"]), len(trace["a"])))
+@given(nodes(), nodes(), nodes(), intervals.filter(bool), traces(1, 12))
+def test_distribution_over_a_window(one, two, three, interval, trace):
+    x, y, z, bounds = text_of(one), text_of(two), text_of(three), bounds_of(interval)
+    for whole, parts in [
+        (f"always{bounds} (({x}) and ({y}))", f"(always{bounds} ({x})) and (always{bounds} ({y}))"),
+        (f"eventually{bounds} (({x}) or ({y}))", f"(eventually{bounds} ({x})) or (eventually{bounds} ({y}))"),
+        (
+            f"always historically{bounds} (({x}) and ({y}))",
+            f"always ((historically{bounds} ({x})) and (historically{bounds} ({y})))",
+        ),
+        (f"always once{bounds} (({x}) or ({y}))", f"always ((once{bounds} ({x})) or (once{bounds} ({y})))"),
+        (
+            f"(({x}) and ({y})) until{bounds} ({z})",
+            f"(({x}) until{bounds} ({z})) and (({y}) until{bounds} ({z}))",
+        ),
+        (
+            f"({x}) until{bounds} (({y}) or ({z}))",
+            f"(({x}) until{bounds} ({y})) or (({x}) until{bounds} ({z}))",
+        ),
+    ]:
+        assert value_of(whole, trace) == value_of(parts, trace)
+
+
+@laws
+@given(states, states, states, traces())
+def test_distribution_without_a_window(one, two, three, trace):
+    # Unbounded operators over operands that end at different steps range over different ones.
+    x, y, z = text_of(one), text_of(two), text_of(three)
+    for whole, parts in [
+        (f"always (({x}) and ({y}))", f"(always ({x})) and (always ({y}))"),
+        (f"eventually (({x}) or ({y}))", f"(eventually ({x})) or (eventually ({y}))"),
+        (f"always historically (({x}) and ({y}))", f"always ((historically ({x})) and (historically ({y})))"),
+        (f"(({x}) and ({y})) until ({z})", f"(({x}) until ({z})) and (({y}) until ({z}))"),
+        (f"({x}) until (({y}) or ({z}))", f"(({x}) until ({y})) or (({x}) until ({z}))"),
+    ]:
+        assert value_of(whole, trace) == value_of(parts, trace)
+
+
+@laws
+@given(future, future, st.integers(0, 3), st.integers(0, 3), traces(1, 12))
+def test_until_is_what_it_is_made_of(one, two, near, wide, trace):
+    x, y, far = text_of(one), text_of(two), near + wide
+    nothing = "a >= -1000"
+    assert value_of(f"({nothing}) until ({y})", trace) == value_of(f"eventually ({y})", trace)
+    assert value_of(f"({nothing}) until[{near},{far}] ({y})", trace) == value_of(
+        f"eventually[{near},{far}] ({y})", trace
+    )
+    if near:
+        # `until[0,0]` asks that its left operand be defined, which it does not read.
+        rest = f"({x}) until[0,{wide}] ({y})" if wide else y
+        assert value_of(f"({x}) until[{near},{far}] ({y})", trace) == value_of(
+            f"(always[0,{near - 1}] ({x})) and eventually[{near},{near}] ({rest})", trace
+        )
+
+
+@laws
+@given(future, st.integers(0, 4), traces(1, 12))
+def test_shifted_in_time(node, shift, trace):
+    later = {name: row[shift:] for name, row in trace.items()}
+    x = text_of(node)
+    assert value_of(f"always[{shift},{shift}] ({x})", trace) == value_of(x, later)
+
+
+@laws
+@given(nodes(temporal=("historically", "once")), traces())
+def test_the_past_is_the_future_mirrored(node, trace):
+    def mirrored(part):
+        kind = {"historically": "always", "once": "eventually"}.get(part[0], part[0])
+        return (kind, *(mirrored(child) if child in operands_of(part) else child for child in part[1:]))
+
+    last = len(trace["a"]) - 1
+    backward = {name: row[::-1] for name, row in trace.items()}
+    assert value_of(f"always[{last},{last}] ({text_of(node)})", trace) == value_of(
+        text_of(mirrored(node)), backward
+    )
+
+
+@laws
+@given(nodes(), traces(), seeds)
+def test_robustness_moves_no_further_than_the_signals(node, trace, seed):
+    change = drawn(seed, trace)
     before = value_of(text_of(node), trace)
-    if before is None:
-        return
+    assume(before is not None)
     after = value_of(text_of(node), {name: row + change[name] for name, row in trace.items()})
     assert abs(after - before) <= max(np.abs(row).max() for row in change.values()) + 1e-12
 
 
 @laws
-@given(nodes(comparisons=("<=", "<"), unary=(), binary=("and", "or")), traces(), st.data())
-def test_raising_a_signal_never_helps_an_upper_bound(node, trace, data):
-    rises = data.draw(traces(len(trace["a"]), len(trace["a"])))
+@given(nodes(comparisons=("<=", "<"), boolean=("and", "or")), traces(), seeds)
+def test_raising_a_signal_never_helps_an_upper_bound(node, trace, seed):
+    rises = drawn(seed, trace)
     before = value_of(text_of(node), trace)
-    if before is not None:
-        assert (
-            value_of(text_of(node), {name: row + abs(rises[name]) for name, row in trace.items()}) <= before
-        )
+    assume(before is not None)
+    after = value_of(text_of(node), {name: row + abs(rises[name]) for name, row in trace.items()})
+    assert after <= before
 
 
 @laws
 @given(nodes(thresholds=positive), traces(), st.floats(0.001, 0.5))
 def test_relaxing_never_lowers_robustness(node, trace, factor):
     formula = parse(text_of(node))
-    if len(trace["a"]) > horizon(formula):
-        assert robustness(relaxed(formula, factor), trace)[0] >= robustness(formula, trace)[0]
+    assume(series(node, trace)[0] is not None)
+    assert robustness(relaxed(formula, factor), trace)[0] >= robustness(formula, trace)[0]
 
 
 @laws
 @given(nodes(), traces(), st.integers(0, 8), st.sampled_from([np.nan, np.inf, -np.inf]))
 def test_a_broken_step_never_becomes_a_number(node, trace, step, poison):
     formula = parse(text_of(node))
-    if len(trace["a"]) <= horizon(formula):
-        return
+    assume(series(node, trace)[0] is not None)
     rows = {name: row.copy() for name, row in trace.items()}
-    used = min(_signals(node))
-    rows[used][step % len(rows[used])] = poison
-    assert np.isnan(robustness(formula, rows)[0])
+    step %= len(rows["a"])
+    rows[min(signals_of(node))][step] = poison
+    value, where = robustness(formula, rows)
+    assert np.isnan(value)
+    assert where == step
+    for ends in [(trace, rows), (rows, trace), (rows, rows)]:
+        if not any(np.any(ends[0][name] > ends[1][name]) for name in SIGNALS):
+            bounds = robustness_bounds(formula, *ends)
+            assert np.isnan([bounds.least, bounds.most]).all()
+            assert bounds.step == step
 
 
-def _signals(node):
-    if node[0] == "predicate":
-        return {node[1]}
-    return {name for child in node[1:] if child and isinstance(child[0], str) for name in _signals(child)}
+@laws
+@given(nodes(), st.integers(1, 9), seeds, st.booleans())
+def test_a_batch_is_a_loop(node, length, seed, broken):
+    formula = parse(text_of(node))
+    rows = np.random.default_rng(seed).integers(-16, 17, size=(2, 2, 3, length)) / 8
+    if broken:
+        rows[0, 1, 2, length // 2] = np.nan
+    trace = dict(zip(SIGNALS, rows, strict=True))
+    try:
+        value, step = robustness(formula, trace)
+        bounds = robustness_bounds(formula, trace, {name: row + 0.25 for name, row in trace.items()})
+    except UnsetError:
+        assume(False)
+    assert value.shape == step.shape == bounds.least.shape == bounds.most.shape == bounds.step.shape == (2, 3)
+    for index in np.ndindex(2, 3):
+        alone = {name: row[index] for name, row in trace.items()}
+        np.testing.assert_array_equal([value[index], step[index]], robustness(formula, alone))
+        np.testing.assert_array_equal(
+            [part[index] for part in bounds],
+            robustness_bounds(formula, alone, {name: row + 0.25 for name, row in alone.items()}),
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(nodes(), traces(), seeds)
+def test_the_bounds_contain_every_trace_between(node, trace, seed):
+    formula = parse(text_of(node))
+    assume(series(node, trace)[0] is not None)
+    widths = drawn(seed, trace)
+    upper = {name: row + abs(widths[name]) for name, row in trace.items()}
+    least, most, step = robustness_bounds(formula, trace, upper)
+    # A hundred traces at once, one in three of their values at an end.
+    shares = np.random.default_rng(seed).uniform(-0.25, 1.25, size=(2, 100, len(trace["a"]))).clip(0, 1)
+    between = {
+        name: np.clip(row + share * (upper[name] - row), row, upper[name])
+        for (name, row), share in zip(trace.items(), shares, strict=True)
+    }
+    values, _ = robustness(formula, between)
+    assert least <= values.min()
+    assert values.max() <= most
+    margins = [
+        abs(float(end[part[1]][step]) - part[3])
+        for part in parts_of(node)
+        if part[0] == "predicate"
+        for end in (trace, upper)
+    ]
+    assert abs(float(least)) in margins
+
+
+@laws
+@given(nodes(), traces())
+def test_the_bounds_of_a_known_trace_are_its_robustness(node, trace):
+    formula = parse(text_of(node))
+    assume(series(node, trace)[0] is not None)
+    value, step = robustness(formula, trace)
+    assert robustness_bounds(formula, trace, trace) == (value, value, step)
+
+
+@laws
+@given(nodes(comparisons=("<=", "<"), boolean=("and", "or")), traces(), seeds)
+def test_without_negation_the_ends_are_attained(node, trace, seed):
+    widths = drawn(seed, trace)
+    formula = parse(text_of(node))
+    assume(series(node, trace)[0] is not None)
+    upper = {name: row + abs(widths[name]) for name, row in trace.items()}
+    bounds = robustness_bounds(formula, trace, upper)
+    assert bounds.least == robustness(formula, upper)[0]
+    assert bounds.most == robustness(formula, trace)[0]
+
+
+@laws
+@given(nodes(), traces(), st.integers(0, 8))
+def test_ends_in_the_wrong_order_are_refused(node, trace, step):
+    assume(series(node, trace)[0] is not None)
+    name = min(signals_of(node))
+    upper = {other: row.copy() for other, row in trace.items()}
+    upper[name][step % len(upper[name])] -= 0.5
+    with pytest.raises(ValueError, match="lower <= upper"):
+        robustness_bounds(parse(text_of(node)), trace, upper)

@@ -1,8 +1,8 @@
 """RTAMT as a second monitor, kept away from its traps.
 
-Left alone RTAMT (0.4) clips windows at the end of a trace, returns +inf for one that is too short, skips NaN
-in a running minimum, and appends to the lists it is given. So every trace is checked first, every unbounded
-operator gets explicit bounds, and RTAMT sees copies.
+Left alone RTAMT (0.4) clips windows at both ends of a trace, returns infinities where nothing is left of one,
+skips NaN in a running minimum, and appends to the lists it is given. So every trace is checked first, every
+unbounded operator is told its steps, and RTAMT sees copies.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from toggle_runtime.stl import (
     Always,
     And,
     Formula,
+    Historically,
     Not,
     Predicate,
     UnsetError,
-    horizon,
+    Until,
     implies,
     parse,
     signals_of,
@@ -34,50 +35,96 @@ with warnings.catch_warnings():
 
 __all__ = ["Monitor", "attains", "bounded"]
 
-_FITS = "fits_"
-"""Signals that we add: +inf at the steps at which that many later ones exist, -inf at the others."""
+_WITHIN = "within_"
+"""Signals that we add: `within_2_9` is +inf from step 2 to step 9, both included, and -inf at the others."""
+
+Steps = tuple[int, int]
 
 
 def bounded(formula: Formula, length: int) -> Formula:
-    """The formula with explicit bounds, of equal robustness at step 0 of a trace of `length` steps.
+    """The formula with its steps made explicit, of equal robustness at step 0 of a trace of `length` steps.
 
-    An unbounded operator over an operand of horizon h gets `[0, length - 1 - h]`. Nested in another temporal
-    operator such a window reaches past the steps at which the operand is defined, and RTAMT would clip it:
-    there the operand is guarded by the signal `fits_h`.
+    An unbounded operator whose operand is defined up to step `e` gets `[0, e]`. Nested in another temporal
+    operator, or over one that looks back, such a window reaches steps at which the operand is not defined, and
+    RTAMT would take what it has clipped there: so the operand is guarded by a signal `within_b_e`. `until`
+    stays unbounded, since RTAMT takes cubic time for a long window of it, and only its witnesses are guarded.
+
+    Raises UnsetError when the formula has no value at step 0. Shares no code with `toggle_runtime.spans`.
     """
+    explicit, (first, _) = _explicit(formula, length)
+    if first > 0:
+        raise UnsetError(f"looks back beyond the first step, has a value from step {first} on: {formula}")
+    return explicit
+
+
+def _explicit(formula: Formula, length: int) -> tuple[Formula, Steps]:
+    """The formula with its steps made explicit, and the first and last step at which it is defined."""
+    explicit, (first, last) = _made_explicit(formula, length)
+    if first > last:
+        raise UnsetError(f"the trace has {length} steps, too few for: {formula}")
+    return explicit, (first, last)
+
+
+def _made_explicit(formula: Formula, length: int) -> tuple[Formula, Steps]:
+    whole = (0, length - 1)
+    if isinstance(formula, Predicate):
+        return formula, whole
     if isinstance(formula, Not):
-        return Not(bounded(formula.operand, length))
-    if isinstance(formula, And):
-        return And(bounded(formula.left, length), bounded(formula.right, length))
-    if not isinstance(formula, Always):
-        return formula
-    operand = bounded(formula.operand, length)
-    if formula.interval is not None:
-        return Always(operand, formula.interval)
-    needed = horizon(formula.operand)
-    if needed:
-        operand = implies(Predicate(f"{_FITS}{needed}", ">=", 0.0), operand)
-    return Always(operand, (0, length - 1 - needed))
+        operand, steps = _explicit(formula.operand, length)
+        return Not(operand), steps
+    if isinstance(formula, (Always, Historically)):
+        operand, (first, last) = _explicit(formula.operand, length)
+        ahead = isinstance(formula, Always)
+        if formula.interval is not None:
+            near, far = formula.interval
+            fitting = (
+                (max(0, first - near), last - far) if ahead else (first + far, min(length - 1, last + near))
+            )
+            return type(formula)(operand, formula.interval), fitting
+        if (first, last) != whole:
+            operand = implies(_within(first, last), operand)
+        window, fitting = ((0, last), (0, last)) if ahead else ((0, length - 1 - first), (first, length - 1))
+        return type(formula)(operand, window), fitting
+    if isinstance(formula, (And, Until)):
+        left, (left_first, left_last) = _explicit(formula.left, length)
+        right, (right_first, right_last) = _explicit(formula.right, length)
+        both = max(left_first, right_first), min(left_last, right_last)
+        if isinstance(formula, And):
+            return And(left, right), both
+        if formula.interval is not None:
+            near, far = formula.interval
+            before = max(far - 1, 0)
+            fitting = max(left_first, right_first - near), min(left_last - before, right_last - far)
+            return Until(left, right, formula.interval), fitting
+        if both != whole:
+            right = And(right, _within(*both))
+        return Until(left, right), (left_first, both[1])
+    raise TypeError(f"expected a formula, got {type(formula).__name__}")
+
+
+def _within(first: int, last: int) -> Formula:
+    return Predicate(f"{_WITHIN}{first}_{last}", ">=", 0.0)
 
 
 class Monitor:
     """Evaluates formulas with RTAMT; keeps what it parsed, by formula and trace length."""
 
     def __init__(self) -> None:
-        self._parsed: dict[tuple[str, int], tuple[rtamt.StlDiscreteTimeSpecification, list[str]]] = {}
+        self._parsed: dict[tuple[str, int], rtamt.StlDiscreteTimeSpecification] = {}
 
     def robustness(self, text: str, trace: Trace) -> float:
         """Robustness at step 0. Raises UnsetError with the reason when the trace gives the formula no value,
         CertificationError when RTAMT cannot judge what passed the checks."""
         formula = parse(text)
         data, length = _checked(formula, trace)
+        explicit = bounded(formula, length)
         try:
-            specification, guards = self._specification(text, formula, length)
-            for guard in guards:
-                last = length - 1 - int(guard.removeprefix(_FITS))
-                data[guard] = [math.inf if step <= last else -math.inf for step in range(length)]
+            specification = self._specification(text, explicit, length)
+            for guard in signals_of(explicit) - signals_of(formula):
+                first, last = map(int, guard.removeprefix(_WITHIN).split("_"))
+                data[guard] = [math.inf if first <= step <= last else -math.inf for step in range(length)]
             if length == 1:
-                # RTAMT needs two time stamps; bounds of [0, 0] keep the second step out of the value.
+                # RTAMT needs two time stamps; a second step equal to the first changes no value.
                 data = {name: row * 2 for name, row in data.items()}
             result = specification.evaluate({"time": list(range(max(2, length))), **data})
         except Exception as exc:  # RTAMT raises its own and, on surprises, any
@@ -87,11 +134,8 @@ class Monitor:
             raise UnsetError(f"RTAMT gives {value} for {text!r}")
         return value
 
-    def _specification(
-        self, text: str, formula: Formula, length: int
-    ) -> tuple[rtamt.StlDiscreteTimeSpecification, list[str]]:
+    def _specification(self, text: str, explicit: Formula, length: int) -> rtamt.StlDiscreteTimeSpecification:
         if (text, length) not in self._parsed:
-            explicit = bounded(formula, length)
             specification = rtamt.StlDiscreteTimeSpecification()
             for signal in sorted(signals_of(explicit)):
                 specification.declare_var(signal, "float")
@@ -99,8 +143,7 @@ class Monitor:
             specification.declare_var("out", "float")
             specification.spec = f"out = {explicit}"
             specification.parse()
-            guards = sorted(signals_of(explicit) - signals_of(formula))
-            self._parsed[text, length] = specification, guards
+            self._parsed[text, length] = specification
         return self._parsed[text, length]
 
 
@@ -124,10 +167,10 @@ def _predicates(formula: Formula, sign: int) -> Iterator[tuple[Predicate, int]]:
         yield formula, sign
     elif isinstance(formula, Not):
         yield from _predicates(formula.operand, -sign)
-    elif isinstance(formula, And):
+    elif isinstance(formula, (And, Until)):
         yield from _predicates(formula.left, sign)
         yield from _predicates(formula.right, sign)
-    elif isinstance(formula, Always):
+    elif isinstance(formula, (Always, Historically)):
         yield from _predicates(formula.operand, sign)
 
 
@@ -146,6 +189,4 @@ def _checked(formula: Formula, trace: Trace) -> tuple[dict[str, list[float]], in
         for step, value in enumerate(rows[name]):
             if not math.isfinite(value):
                 raise UnsetError(f"signal {name!r} is {value} at step {step}")
-    if length <= horizon(formula):
-        raise UnsetError(f"the trace has {length} steps, the formula needs {horizon(formula) + 1}")
     return rows, length
