@@ -75,6 +75,18 @@ def test_parity_of_mixed_configs(
     assert check_parity(artifact, tiny.shape, bank.assemble(config), tokens, prompt_tokens=9) <= TOLERANCE
 
 
+def test_a_graph_that_onnxruntime_refuses_is_an_export_error(
+    tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, probes: tuple[Probe, ...], tmp_path: Path
+) -> None:
+    config = uniform(tiny, "int4-g32")
+    artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / "artifact")
+    path = next((artifact.folder / "weights").glob("model.layers.*"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ExportError, match="onnxruntime refuses the exported graph"):
+        check_parity(artifact, tiny.shape, bank.assemble(config), probes[0].tokens, prompt_tokens=20)
+    assert [each.name for each in tmp_path.iterdir()] == ["artifact"]
+
+
 def test_parity_notices_a_single_wrong_code(
     tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, probes: tuple[Probe, ...], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import SearchError
+from toggle_edge.search import study as study_module
 from toggle_edge.search.acquisition import CHEAPEST, FRONT, ROBUSTNESS, cost_gain, merits, violation
 from toggle_edge.search.seeds import initial_design
 from toggle_edge.search.space import Space, storage_bits
@@ -116,6 +117,20 @@ def test_the_search_resumes_from_the_store(history: tuple[Trial, ...], tmp_path:
             ledger = store.ledger(store.open_study("s", identity).id)
             trials = replace(study(Memory(), max_trials=max_trials), ledger=ledger).run(evaluate)
     assert trials == history[:9]
+
+
+def test_a_surrogate_that_cannot_be_fitted_does_not_stop_the_search(
+    history: tuple[Trial, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise SearchError("not positive definite")
+
+    monkeypatch.setattr(study_module, "merits", fails)
+    first, second = (study(Memory()).propose(history[:8]) for _ in range(2))
+    assert first == second, "a resumed search must propose the same"
+    origin, config = first
+    assert origin.startswith("pool ")
+    assert config.digest not in {trial.config.digest for trial in history[:8]}
 
 
 def test_proposing_is_pure(history: tuple[Trial, ...]) -> None:

@@ -14,7 +14,7 @@ from toggle_runtime.backends import onnx as backend
 from toggle_runtime.canary import TOLERANCE
 from toggle_runtime.records import ModelShape
 
-from toggle_edge.errors import ParityError
+from toggle_edge.errors import ExportError, ParityError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.onnx import GRAPH
 
@@ -35,9 +35,13 @@ def check_parity(
     with torch.inference_mode():
         expected = candidate(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=artifact.folder.parent) as scratch:
-        model = backend.open_model(_exact_copy(artifact, Path(scratch)), shape, GRAPH, threads=1)
-        prefill = backend.cached_logits(model, tokens, ())
-        decoded = backend.cached_logits(model, tokens[:prompt_tokens], tokens[prompt_tokens:])
+        copy = _exact_copy(artifact, Path(scratch))
+        try:
+            model = backend.open_model(copy, shape, GRAPH, threads=1)
+            prefill = backend.cached_logits(model, tokens, ())
+            decoded = backend.cached_logits(model, tokens[:prompt_tokens], tokens[prompt_tokens:])
+        except Exception as exc:  # onnxruntime has an exception class for each of its status codes
+            raise ExportError(f"{artifact.folder}: onnxruntime refuses the exported graph: {exc}") from exc
     differences = {
         "prefill": np.abs(prefill - expected).max(),
         "cached decode": np.abs(decoded - expected).max(),

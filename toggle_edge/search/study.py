@@ -65,15 +65,19 @@ class Study:
         streams = np.random.SeedSequence([self.seed, index]).spawn(2)
         tried = [trial.config for trial in history]
         pool = candidate_pool(self.space, parents(history, mode), tried, np.random.default_rng(streams[0]))
-        merit = merits(
-            self.space,
-            history,
-            pool,
-            mode=mode,
-            avgpp_target=self.modes[mode],
-            goal=(CHEAPEST, FRONT)[index // len(self.modes) % 2],
-            seed=int(streams[1].generate_state(1)[0]),
-        )
+        try:
+            merit = merits(
+                self.space,
+                history,
+                pool,
+                mode=mode,
+                avgpp_target=self.modes[mode],
+                goal=(CHEAPEST, FRONT)[index // len(self.modes) % 2],
+                seed=int(streams[1].generate_state(1)[0]),
+            )
+        except SearchError:
+            # The surrogate could not be fitted. It would fail again after every resume, so the search goes on without.
+            return f"pool {mode}", pool[int(np.random.default_rng(streams[1]).integers(len(pool)))]
         return f"bo {mode}", pool[int(np.argmax(merit))]
 
     def run(self, evaluate: Evaluate, on_trial: Callable[[Trial], None] | None = None) -> tuple[Trial, ...]:
