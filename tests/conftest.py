@@ -19,7 +19,13 @@ os.environ["TOGGLE_EDGE_HOME"] = _HOME.name
 torch.set_num_threads(2)
 
 from covered_agent import measure_agents  # noqa: E402
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from toggle_edge.compress.bank import LayerBank  # noqa: E402
 from toggle_edge.export.skeleton import Skeleton, build_skeleton  # noqa: E402
@@ -73,6 +79,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> LanguageModel:
     return load_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A random two-block GPT-2, whose matrices are stored the other way round."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=512, n_embd=64, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    )
+    module = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    module.half().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO / "model").save_pretrained(folder)
+    return load_model(folder)
 
 
 @pytest.fixture

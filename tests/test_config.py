@@ -6,10 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toggle_edge.config import FP16, Config, Format
+from toggle_edge.config import AXIS, FP16, FP32, Config, Format
 from toggle_edge.errors import ConfigError
 
-formats = st.sampled_from([FP16, *(Format(b, g) for b in (2, 4, 8) for g in (16, 32, 64, 128, 256))])
+formats = st.sampled_from(
+    [
+        FP16,
+        FP32,
+        *(Format(bits, group) for bits in (2, 4, 8) for group in (16, 32, 64, 128, 256)),
+        *(Format(bits, AXIS) for bits in range(2, 9)),
+    ]
+)
 
 
 @given(formats)
@@ -18,10 +25,23 @@ def test_a_format_parses_what_it_prints(fmt: Format) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "int3-g32", "int4", "int4-g7", "int4-g32 ", "fp32", "INT4-g32", "int44-g32"]
+    "text",
+    [
+        "",
+        "int3-g32",
+        "int4",
+        "int4-g7",
+        "int4-g32 ",
+        "fp64",
+        "INT4-g32",
+        "int44-g32",
+        "int1-axis",
+        "int9-axis",
+        "fp16-axis",
+    ],
 )
-def test_what_no_exporter_can_store_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected fp16 or int2"):
+def test_what_is_no_format_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected fp32, fp16, int2"):
         Format.parse(text)
 
 
@@ -29,6 +49,9 @@ def test_storage_counts_scales_and_padding() -> None:
     assert FP16.storage_bytes(3, 5) == 30
     # 2 groups of 32 codes of 4 bits and a float32 scale each: 2 * (16 + 4) bytes a row, though only 40 columns.
     assert Format(4, 32).storage_bytes(3, 40) == 3 * 2 * 20
+    assert FP32.storage_bytes(3, 5) == 60
+    # One float32 scale a row, and codes that fill whole bytes: 40 of 3 bits are 15.
+    assert Format(3, AXIS).storage_bytes(2, 40) == 2 * (15 + 4)
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), formats, min_size=1))

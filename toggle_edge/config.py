@@ -1,6 +1,6 @@
 """Format and Config: how each layer's weights are stored. Pure data, no torch.
 
-A `Format` parses from and prints as text: `fp16`, `int4-g32`. A `Config` gives every layer of a model its
+A `Format` parses from and prints as text: `fp16`, `int4-g32`, `int8-axis`. A `Config` gives every layer of a model its
 format; its digest names it everywhere (store, bundle, report).
 """
 
@@ -17,44 +17,63 @@ from toggle_edge.errors import ConfigError
 SCALE_BITS = 32
 """Each group's scale is stored as float32, as MatMulNBits reads it beside float32 activations."""
 
-_TEXT = re.compile(r"int([248])-g(\d+)")
+AXIS = -1
+"""The `group` of a format with one scale for a whole row (output channel)."""
+
+_TEXT = re.compile(r"int([248])-g(16|32|64|128|256)|int([2-8])-axis")
+_FLOATS = {"fp16": 16, "fp32": 32}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Format:
-    """How one layer's weights are stored: `bits` per code in groups of `group` inputs with one scale each.
+    """How one layer's weights are stored: `bits` per code, one scale per `group` inputs or, with `AXIS`, per row.
 
-    `fp16` has 16 bits and group 0. Integer formats are symmetric: code 0 is -2**(bits-1) scales.
+    `fp16` and `fp32` have 16 and 32 bits and group 0. Integer formats are symmetric: code 0 is -2**(bits-1)
+    scales. Formats per axis are for judging quality; no target's kernels read them yet.
     """
 
     bits: int
     group: int = 0
 
     def __str__(self) -> str:
-        return "fp16" if self.bits == 16 else f"int{self.bits}-g{self.group}"
+        if self.is_float:
+            return f"fp{self.bits}"
+        return f"int{self.bits}-" + ("axis" if self.group == AXIS else f"g{self.group}")
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Read a format's text. Raises ConfigError on anything that no exporter could store."""
-        if text == "fp16":
-            return FP16
+        """Read a format's text. Raises ConfigError on anything else."""
+        if text in _FLOATS:
+            return cls(_FLOATS[text])
         match = _TEXT.fullmatch(text)
-        if match is None or int(match[2]) not in (16, 32, 64, 128, 256):
+        if match is None:
             raise ConfigError(
-                "format: expected fp16 or int2|int4|int8 with -g16|-g32|-g64|-g128|-g256 (as in int4-g32), "
-                f"got {text!r}"
+                "format: expected fp32, fp16, int2|int4|int8 with -g16|-g32|-g64|-g128|-g256 (as in int4-g32), or "
+                f"int2 to int8 with -axis (as in int8-axis), got {text!r}"
             )
-        return cls(int(match[1]), int(match[2]))
+        return cls(int(match[3]), AXIS) if match[3] else cls(int(match[1]), int(match[2]))
+
+    @property
+    def is_float(self) -> bool:
+        return self.group == 0
+
+    def group_size(self, columns: int) -> int:
+        """Inputs that share a scale in a row of that many. ValueError for a format without scales."""
+        if self.is_float:
+            raise ValueError(f"{self} has no scales")
+        return columns if self.group == AXIS else self.group
 
     def storage_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a `rows x columns` matrix, scales and the padding of the last group included."""
-        if self.bits == 16:
-            return 2 * rows * columns
-        groups = -(-columns // self.group)
-        return rows * groups * (self.group * self.bits + SCALE_BITS) // 8
+        if self.is_float:
+            return self.bits // 8 * rows * columns
+        size = self.group_size(columns)
+        groups = -(-columns // size)
+        return rows * groups * (-(-size * self.bits // 8) + SCALE_BITS // 8)
 
 
 FP16 = Format(16)
+FP32 = Format(32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toggle_edge.config import Format
+from toggle_edge.config import AXIS, Format
 from toggle_edge.errors import ConfigError, ProfileError
 
 __all__ = ["BUDGET_KEYS", "MODES", "Mode", "ProbeCounts", "Profile", "builtin_profiles", "load_profile"]
@@ -174,9 +174,13 @@ def _formats(table: _Table) -> tuple[str, ...]:
         raise table.error("formats", f'expected a list such as ["int4-g32", "fp16"], got {value!r}')
     for item in value:
         try:
-            Format.parse(str(item))
+            fmt = Format.parse(str(item))
         except ConfigError as exc:
             raise table.error("formats", str(exc)) from exc
+        if fmt.group == AXIS:
+            raise table.error(
+                "formats", f"no target has a kernel for {fmt}; choose one with a group, as in int4-g32"
+            )
     if len(set(value)) < len(value):
         raise table.error("formats", f"expected each format once, got {value!r}")
     return tuple(value)

@@ -151,11 +151,11 @@ class TestModel:
 
     def test_unknown_architecture(self, call: Call, model: Path) -> None:
         config = json.loads((model / "config.json").read_text())
-        config.update(model_type="gpt2", architectures=["GPT2LMHeadModel"])
+        config.update(model_type="opt", architectures=["OPTForCausalLM"], word_embed_proj_dim=192)
         (model / "config.json").write_text(json.dumps(config))
         ended = call("check", model, "--config", "int4-g32")
         assert ended.code == 2
-        assert "expected one of ['llama'], got 'gpt2'" in ended.err
+        assert "expected one of ['gpt2', 'llama'], got 'opt'" in ended.err
 
     def test_a_weight_that_is_no_number_passes_nothing(self, call: Call, model: Path) -> None:
         weights = load_file(model / "model.safetensors")
@@ -179,7 +179,7 @@ class TestProfile:
             ("[budget]", "[bugdet]", "did you mean 'budget'?"),
             ('"always (jsd <= threshold)"', '"always (jds <= threshold)"', "got 'jds'; did you mean 'jsd'?"),
             ("threshold = 0.25", "threshold = nan", "expected a finite number"),
-            ('"int4-g32"', '"int5-g32"', "expected fp16 or int2"),
+            ('"int4-g32"', '"int5-g32"', "expected fp32, fp16, int2"),
             ("search = 59", "search = 5900", "expected at least 5900 for the search side"),
             ("[search]", "[search", "expected TOML"),
         ],
@@ -221,7 +221,7 @@ class TestConfigAndProbes:
             ("{", "config"),
             ("[]", "expected an object of layer -> format"),
             ('{"lm_head": "int4-g32"}', "expected a format for each of the model's 43 layers"),
-            ('{"a": "int3-g32"}', "layer 'a': format: expected fp16"),
+            ('{"a": "int3-g32"}', "layer 'a': format: expected fp32"),
             ("[" * 100_000, "config"),
         ],
     )

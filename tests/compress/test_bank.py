@@ -50,3 +50,22 @@ def test_a_config_for_other_layers_is_refused(tiny: LanguageModel, bank: LayerBa
         bank.assemble(Config.uniform((*names(tiny), "model.layers.9.mlp.up_proj"), FP16))
     with pytest.raises(ConfigError, match="no layer"):
         bank.layer("nonsense", FP16)
+
+
+def test_gpt2s_matrices_are_written_the_right_way_round(gpt2: LanguageModel) -> None:
+    names = tuple(layer.name for layer in gpt2.layers)
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    with torch.inference_mode():
+        expected = gpt2.module(tokens).logits
+        bank = LayerBank(gpt2)
+        whole = bank.assemble(Config.uniform(names, FP16))(tokens).logits
+        assert torch.allclose(whole, expected, atol=1e-5)
+        coarse = bank.assemble(Config.uniform(names, Format(2, 32)))
+        assert not torch.allclose(coarse(tokens).logits, expected, atol=1e-2)
+        for layer in gpt2.layers:
+            kept = dequantise(bank.layer(layer.name, Format(2, 32)))
+            assert kept.shape == (layer.rows, layer.columns)
+            stored = coarse.get_submodule(layer.name).weight
+            assert torch.equal(
+                stored if stored.shape == kept.shape and layer.name.endswith("wte") else stored.T, kept
+            )

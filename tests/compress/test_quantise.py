@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toggle_edge.compress.quantise import dequantise, quantise
-from toggle_edge.config import FP16, Format
+from toggle_edge.config import AXIS, FP16, FP32, Format
 from toggle_edge.errors import ConfigError
 
 integer_formats = st.builds(Format, st.sampled_from([2, 4, 8]), st.sampled_from([16, 32, 64]))
@@ -66,6 +68,35 @@ def test_the_longer_side_of_the_range_goes_where_the_largest_weight_is() -> None
 
 def test_a_group_of_zeros_stays_zero() -> None:
     assert torch.equal(dequantise(quantise(torch.zeros(2, 32), Format(4, 32))), torch.zeros(2, 32))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 4), st.integers(1, 130), st.integers(0, 100))
+def test_per_axis_a_whole_row_shares_one_scale(bits: int, rows: int, columns: int, seed: int) -> None:
+    weight = weights(rows, columns, seed)
+    layer = quantise(weight, Format(bits, AXIS))
+    assert layer.scales is not None
+    assert layer.scales.shape == (rows, 1)
+    levels = dequantise(layer) / layer.scales
+    assert bool((levels - levels.round()).abs().max() < 1e-3)
+    assert int(levels.abs().max().round()) <= 2 ** (bits - 1)
+
+
+def test_per_axis_error_falls_strictly_with_bits() -> None:
+    weight = weights(32, 128, 3)
+    errors = [
+        float((dequantise(quantise(weight, Format(bits, AXIS))) - weight).square().mean())
+        for bits in range(2, 9)
+    ]
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+
+
+def test_fp32_keeps_everything_and_is_a_copy() -> None:
+    weight = weights(3, 7, 1)
+    layer = quantise(weight, FP32)
+    assert torch.equal(dequantise(layer), weight)
+    weight.zero_()
+    assert float(layer.codes.abs().max()) > 0
 
 
 def test_fp16_keeps_half_precision_weights_exactly() -> None:

@@ -45,7 +45,7 @@ def mixed(model: LanguageModel, seed: int) -> Config:
     return Config.of({layer.name: Format.parse(chooser.choice(MENU)) for layer in model.layers})
 
 
-@pytest.mark.parametrize("text", ["fp16", "int8-g64", "int4-g32", "int2-g64"])
+@pytest.mark.parametrize("text", ["fp32", "fp16", "int8-g64", "int4-g32", "int2-g64"])
 def test_parity_of_uniform_configs(
     text: str,
     tiny: LanguageModel,
@@ -73,6 +73,15 @@ def test_parity_of_mixed_configs(
     artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / "artifact")
     tokens = probes[seed % len(probes)].tokens
     assert check_parity(artifact, tiny.shape, bank.assemble(config), tokens, prompt_tokens=9) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("text", "nearest"), [("int3-axis", "int4-g32"), ("int8-axis", "int8-g32")])
+def test_a_format_without_a_kernel_names_the_nearest_one(
+    text: str, nearest: str, tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"no kernel for {text}; the nearest format .* is {nearest}"):
+        export_onnx(skeleton, bank.compressed(uniform(tiny, text)), tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
 
 
 def test_a_graph_that_onnxruntime_refuses_is_an_export_error(

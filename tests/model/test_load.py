@@ -68,3 +68,15 @@ def test_the_digest_names_the_content(tiny: LanguageModel, tiny_folder: Path, tm
     assert load_model(folder).digest == tiny.digest
     (folder / "generation_config.json").write_text("{}")
     assert load_model(folder).digest != tiny.digest
+
+
+def test_gpt2s_layers_cover_every_matrix_but_the_positions(gpt2: LanguageModel) -> None:
+    named = dict(gpt2.module.named_parameters())
+    for layer in gpt2.layers:
+        shape = named[f"{layer.name}.weight"].shape
+        assert shape in ((layer.rows, layer.columns), (layer.columns, layer.rows)), layer.name
+    matrices = {name.removesuffix(".weight") for name, value in named.items() if value.ndim == 2}
+    assert matrices - {"transformer.wpe"} == {layer.name for layer in gpt2.layers}
+    total = sum(value.numel() for value in named.values())
+    assert gpt2.kept_parameters + sum(layer.weights for layer in gpt2.layers) == total
+    assert (gpt2.shape.kv_heads, gpt2.shape.head_size) == (4, 16)

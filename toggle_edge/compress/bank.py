@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise
 from toggle_edge.config import Config, Format
@@ -56,6 +57,9 @@ class LayerBank:
 
 
 def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:
-    weight = module.get_submodule(layer).weight
-    assert isinstance(weight, torch.Tensor)  # noqa: S101  (narrows the type: every layer is a Linear or Embedding)
-    return weight.data
+    """A layer's weights as outputs x inputs: a view, so that writing to it writes to the model."""
+    owner = module.get_submodule(layer)
+    weight = owner.weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101  (narrows the type: every layer has a matrix)
+    # GPT-2's Conv1D multiplies from the other side and keeps inputs x outputs.
+    return weight.data.T if isinstance(owner, Conv1D) else weight.data

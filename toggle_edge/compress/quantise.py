@@ -24,8 +24,8 @@ class CompressedLayer:
     """A layer as it is stored: `rows x columns` weights in one format.
 
     For integer formats `codes` is `rows x groups x group` uint8 in `0..2**bits - 1`, with the zero-point at
-    `2**(bits-1)` and the last group padded with it, and `scales` is `rows x groups` float32. For fp16 `codes`
-    is the `rows x columns` half-precision matrix itself and `scales` is None.
+    `2**(bits-1)` and the last group padded with it, and `scales` is `rows x groups` float32. For fp16 and fp32
+    `codes` is the `rows x columns` matrix itself in that precision and `scales` is None.
     """
 
     format: Format
@@ -43,6 +43,8 @@ def quantise(weight: torch.Tensor, fmt: Format) -> CompressedLayer:
     rows, columns = weight.shape
     if not bool(torch.isfinite(weight).all()):
         raise ConfigError(f"layer of {rows} x {columns}: expected finite weights; the model file is damaged")
+    if fmt.bits == 32:
+        return CompressedLayer(fmt, rows, columns, weight.to(torch.float32).clone(), None)
     if fmt.bits == 16:
         half = weight.to(torch.float16)
         if not bool(torch.isfinite(half).all()):
@@ -50,10 +52,11 @@ def quantise(weight: torch.Tensor, fmt: Format) -> CompressedLayer:
                 f"layer of {rows} x {columns}: weights exceed fp16's range; choose an int8 format"
             )
         return CompressedLayer(fmt, rows, columns, half, None)
-    groups = -(-columns // fmt.group)
-    padded = torch.zeros(rows, groups * fmt.group, dtype=torch.float32)
+    size = fmt.group_size(columns)
+    groups = -(-columns // size)
+    padded = torch.zeros(rows, groups * size, dtype=torch.float32)
     padded[:, :columns] = weight
-    codes, scales = _least_squares_codes(padded.reshape(rows, groups, fmt.group), fmt.bits)
+    codes, scales = _least_squares_codes(padded.reshape(rows, groups, size), fmt.bits)
     zero_point = 1 << fmt.bits - 1
     codes.reshape(rows, -1)[:, columns:] = zero_point
     return CompressedLayer(fmt, rows, columns, codes, scales)

@@ -14,12 +14,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.compress.quantise import CompressedLayer
-from toggle_edge.errors import ExportError
+from toggle_edge.config import AXIS, FP16, Format
+from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
 from toggle_edge.export.packing import layer_bytes
 from toggle_edge.export.skeleton import Skeleton
 
 TARGET = "onnx-cpu"
+KERNEL_BITS = (2, 4, 8)
+"""Bits that MatMulNBits and GatherBlockQuantized read."""
+
 GRAPH, SIGNALS_GRAPH, SHARED_FILE = "model.onnx", "signals.onnx", "weights/shared.bin"
 SMALL_BYTES = 1024
 """Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
@@ -38,12 +42,14 @@ def export_onnx(
     """Write the artifact of `layers` into the empty or new `folder`.
 
     `accuracy_level` 4 lets the integer kernels quantise activations, which is what runs fast; 0 computes in
-    float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape.
+    float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape,
+    ConfigError for a format that no kernel reads, naming the nearest one.
     """
     if set(layers) != set(skeleton.weights.values()):
         raise ExportError(
             "export: expected exactly the skeleton's layers; compress all of the model's layers"
         )
+    _require_kernels(layers)
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     offsets = {}
     for name, layer in layers.items():
@@ -101,13 +107,13 @@ def _multiplication(
     fmt = layer.format
     if layer.scales is None:
         # Cast and Transpose of a constant are folded when the session is made: nothing of them runs per token.
-        half = _external(f"{name}.fp16", name, TensorProto.FLOAT16, (layer.rows, layer.columns), 0)
-        tensors[half.name] = half
+        kept = _float_weight(name, layer)
+        tensors[kept.name] = kept
         yield helper.make_node(
-            "Cast", [half.name], [f"{name}.fp32"], name=f"{name}/Cast", to=TensorProto.FLOAT
+            "Cast", [kept.name], [f"{name}.cast"], name=f"{name}/Cast", to=TensorProto.FLOAT
         )
         yield helper.make_node(
-            "Transpose", [f"{name}.fp32"], [f"{name}.T"], name=f"{name}/Transpose", perm=[1, 0]
+            "Transpose", [f"{name}.cast"], [f"{name}.T"], name=f"{name}/Transpose", perm=[1, 0]
         )
         yield helper.make_node("MatMul", [node.input[0], f"{name}.T"], list(node.output), name=node.name)
         return
@@ -139,9 +145,9 @@ def _lookup(
 ) -> Iterator[onnx.NodeProto]:
     fmt = layer.format
     if layer.scales is None:
-        half = _external(f"{name}.fp16", name, TensorProto.FLOAT16, (layer.rows, layer.columns), 0)
-        tensors[half.name] = half
-        yield helper.make_node("Gather", [half.name, node.input[1]], [f"{name}.row"], name=node.name)
+        kept = _float_weight(name, layer)
+        tensors[kept.name] = kept
+        yield helper.make_node("Gather", [kept.name, node.input[1]], [f"{name}.row"], name=node.name)
         yield helper.make_node(
             "Cast", [f"{name}.row"], list(node.output), name=f"{name}/row/Cast", to=TensorProto.FLOAT
         )
@@ -168,6 +174,21 @@ def _lookup(
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
+    kind = TensorProto.FLOAT16 if layer.format == FP16 else TensorProto.FLOAT
+    return _external(f"{name}.{layer.format}", name, kind, (layer.rows, layer.columns), 0)
+
+
+def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
+    for name, layer in layers.items():
+        fmt = layer.format
+        if fmt.group == AXIS:
+            nearest = Format(min(bits for bits in KERNEL_BITS if bits >= fmt.bits), 32)
+            raise ConfigError(
+                f"{name}: {TARGET} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+            )
 
 
 def _external(tensor: str, layer: str, kind: int, shape: tuple[int, ...], offset: int) -> onnx.TensorProto:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -25,6 +26,9 @@ from toggle_edge.model.load import LanguageModel
 
 HEAD_SIZE_STEP = 16
 """GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
+
+ARCHITECTURES = ("llama",)
+"""Those whose fused graph we know how to put our weights into."""
 
 _BUILDER = """
 import runpy, sys
@@ -52,6 +56,12 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
 
     Raises ExportError when the builder fails or its graph is not one that we can rewrite.
     """
+    config: Any = model.module.config
+    if config.model_type not in ARCHITECTURES:
+        raise ExportError(
+            f"export of {model.folder}: expected an architecture among {', '.join(ARCHITECTURES)}, got "
+            f"{config.model_type!r}; others can be searched and checked, and not exported yet"
+        )
     if model.shape.head_size % HEAD_SIZE_STEP:
         raise ExportError(
             f"export of {model.folder}: the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, "

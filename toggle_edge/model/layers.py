@@ -72,4 +72,22 @@ def _llama(config: Any) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-ARCHITECTURES: Mapping[str, Callable[[Any], tuple[Layer, ...]]] = {"llama": _llama}
+def _gpt2(config: Any) -> tuple[Layer, ...]:
+    hidden = config.hidden_size
+    inner = config.n_inner or 4 * hidden
+    block = (
+        ("attn.c_attn", "qkv", 3 * hidden, hidden),
+        ("attn.c_proj", "o", hidden, hidden),
+        ("mlp.c_fc", "up", inner, hidden),
+        ("mlp.c_proj", "down", hidden, inner),
+    )
+    tied = bool(config.tie_word_embeddings)
+    layers = [Layer("transformer.wte", "embedding", config.vocab_size, hidden, multiplied=tied)]
+    for index in range(config.num_hidden_layers):
+        layers += [Layer(f"transformer.h.{index}.{name}", role, r, c) for name, role, r, c in block]
+    if not tied:
+        layers.append(Layer(HEAD, "head", config.vocab_size, hidden))
+    return tuple(layers)
+
+
+ARCHITECTURES: Mapping[str, Callable[[Any], tuple[Layer, ...]]] = {"gpt2": _gpt2, "llama": _llama}

@@ -68,7 +68,7 @@ def load_model(folder: Path) -> LanguageModel:
     module.requires_grad_(False).eval()
     shape = ModelShape(
         layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocabulary=config.vocab_size,
         context_tokens=config.max_position_embeddings,

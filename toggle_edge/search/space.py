@@ -20,8 +20,8 @@ Levels = tuple[int, ...]
 
 
 def storage_bits(fmt: Format) -> float:
-    """Bits per weight with the group's scale spread over the group, before padding."""
-    return fmt.bits + (SCALE_BITS / fmt.group if fmt.group else 0.0)
+    """Bits per weight with the group's scale spread over the group, before padding; a row's scale counts as nothing."""
+    return fmt.bits + (SCALE_BITS / fmt.group if fmt.group > 0 else 0.0)
 
 
 @dataclass(frozen=True)
