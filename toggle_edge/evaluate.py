@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toggle_runtime.records import SATISFIED, ModeSpecification, ModeVerdict
-from toggle_runtime.signals import Outputs
+from toggle_runtime.signals import Outputs, Trace
 from toggle_runtime.verdicts import judge
 
 from toggle_edge.compress.bank import LayerBank
@@ -48,10 +48,16 @@ class Evaluator:
         self._specification = specification
         self.baseline: list[Outputs] = baseline_outputs(model.module, probes)
 
+    def traces(self, config: Config) -> list[Trace]:
+        """The config's signals on every probe. Raises ConfigError when it does not fit the model."""
+        return traces_of(self._bank.assemble(config), self._probes, self.baseline)
+
     def evaluate(self, config: Config) -> Evaluation:
         """Judge one config. Raises ConfigError when it does not fit the model."""
-        module = self._bank.assemble(config)
-        traces = traces_of(module, self._probes, self.baseline)
+        return self.judged(config, self.traces(config))
+
+    def judged(self, config: Config, traces: Sequence[Trace]) -> Evaluation:
+        """Judge a config by the traces that `traces` gave for it."""
         # The noise floor is a property of a device's runs; on the host nothing is marginal.
         modes = {verdict.mode: verdict for verdict in judge(self._specification, traces, {})}
         avgpp = next(iter(modes.values())).avgpp

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from toggle_runtime.records import ModeSpecification
 from toggle_runtime.stl import Formula, FormulaError, horizon, lookback, parse, relaxed, signals_of
 
 from toggle_edge.errors import ProfileError
 from toggle_edge.profiles import Profile, nearest
 
-__all__ = ["SIGNALS", "specification_of"]
+__all__ = ["SIGNALS", "specification_of", "weakened"]
 
 SIGNALS = ("jsd", "attention", "context", "factual")
 """The signals that host and device compute; a formula may read these and no others."""
@@ -29,6 +31,16 @@ def specification_of(profile: Profile) -> dict[str, ModeSpecification]:
         )
         for mode, bounds in profile.modes.items()
     }
+
+
+def weakened(profile: Profile, factor: float) -> Profile:
+    """The profile with every threshold weakened by `factor` times its size, as the paper's tool does it.
+
+    Raises ProfileError when a formula cannot be read.
+    """
+    formulas = {name: _formula(profile, name, text) for name, text in profile.properties.items()}
+    properties = {name: str(relaxed(formula, factor)) for name, formula in formulas.items()}
+    return dataclasses.replace(profile, properties=properties)
 
 
 def _formula(profile: Profile, name: str, text: str) -> Formula:

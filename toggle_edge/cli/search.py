@@ -63,13 +63,19 @@ def check(
     profile: Profile = "default",
     mode: ModeOption = None,
     probes: Probes = None,
+    relax: Annotated[
+        float, typer.Option("--relax", min=0.0, help="Weaken every threshold by this share: 0.2 is 20 %.")
+    ] = 0.0,
+    mine: Annotated[
+        bool, typer.Option("--mine", help="Also print the tightest thresholds that this config satisfies.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge one config against the contract, on the host."""
     from toggle_edge.pipeline.checking import CheckOptions, run_check
     from toggle_edge.report.check import check_json, print_check
 
-    options = CheckOptions(model, config, profile, mode, probes)
+    options = CheckOptions(model, config, profile, mode, probes, relax, mine)
     run(
         lambda report: run_check(options, report),
         as_json,

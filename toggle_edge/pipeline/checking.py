@@ -16,32 +16,40 @@ from toggle_edge.probes import excerpt
 from toggle_edge.profiles import nearest
 from toggle_edge.report.check import CheckResult
 from toggle_edge.report.progress import Reporter
+from toggle_edge.tightening import tightened
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `toggle-edge check` may be told. `config` is a file's name or a format; `mode` None is the profile's."""
+    """What `toggle-edge check` may be told. `config` is a file's name or a format; `mode` None is the profile's;
+    `relax` weakens every threshold by that share; `mine` asks for the tightest ones that hold."""
 
     model: Path
     config: str
     profile: str = "default"
     mode: str | None = None
     probes: Path | None = None
+    relax: float = 0.0
+    mine: bool = False
 
 
 def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     """Judge one config on the certificate probes. Raises InputError for what cannot be used."""
     check_config_text(options.config)
-    prepared = prepared_for(options.model, options.profile, options.probes, report)
+    prepared = prepared_for(options.model, options.profile, options.probes, report, relax=options.relax)
     mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
     config = config_from(options.config, prepared.layers)
     report("check", 0, 1, config.summary())
-    evaluation = prepared.certifier.evaluate(config)
+    traces = prepared.certifier.traces(config)
+    evaluation = prepared.certifier.judged(config, traces)
     report("check", 1, 1, config.summary())
     verdict, required = evaluation.modes[mode], prepared.specification[mode].avgpp
     outcome, reason = _outcome(verdict, evaluation.avgpp, required)
     probes = prepared.probes.certificate
     places = {(v.argmin.probe, v.argmin.step) for v in verdict.verdicts if v.argmin is not None}
+    mine = None
+    if options.mine and verdict.verdict != UNSET:
+        mine = tightened(prepared.specification[mode], prepared.profile.modes[mode].relax, traces)
     return CheckResult(
         outcome=outcome,
         reason=reason,
@@ -56,6 +64,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         excerpts={
             (probe, step): excerpt(prepared.model.tokenizer, probes[probe], step) for probe, step in places
         },
+        mine=mine,
     )
 
 

@@ -12,6 +12,7 @@ from toggle_edge.errors import ConfigError
 from toggle_edge.pipeline.loop import Prepared, prepare
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import Reporter
+from toggle_edge.specification import weakened
 
 MAX_CONFIG_BYTES = 64 << 20
 
@@ -36,11 +37,16 @@ def probe_file_for(model: Path, given: Path | None) -> tuple[Path, str]:
     )
 
 
-def prepared_for(model: Path, profile: str | Path, probes: Path | None, report: Reporter) -> Prepared:
-    """Load and check everything that a command on a model needs. Bad input is refused before anything is written."""
+def prepared_for(
+    model: Path, profile: str | Path, probes: Path | None, report: Reporter, *, relax: float = 0.0
+) -> Prepared:
+    """Load and check everything that a command on a model needs. Bad input is refused before anything is written.
+
+    `relax` weakens the profile's thresholds by that share of their size, before any mode does.
+    """
     # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
     torch.set_num_threads(1)
-    contract = load_profile(profile)
+    contract = weakened(load_profile(profile), relax)
     path, which = probe_file_for(model, probes)
     prepared = prepare(model, contract, path, report)
     report("probes", 1, 1, which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,12 +13,14 @@ from toggle_edge.certify import CoverageBound
 from toggle_edge.config import Config
 from toggle_edge.report.cells import number, print_entry, print_outcome
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
+from toggle_edge.tightening import Tightened, as_profile
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """One config judged on the certificate probes. AvgPP in percent; `excerpts` maps (probe, step) to the words
-    around it."""
+    around it; `mine` are the tightest thresholds that hold, None where they were not asked for or nothing could be
+    judged."""
 
     outcome: str
     reason: str | None
@@ -30,6 +33,7 @@ class CheckResult:
     proxy_flops_ratio: float
     proxy_bytes: int
     excerpts: Mapping[tuple[int, int], str]
+    mine: Mapping[str, Tightened] | None = None
 
 
 def check_json(result: CheckResult) -> dict[str, object]:
@@ -46,6 +50,9 @@ def check_json(result: CheckResult) -> dict[str, object]:
         "avgpp": result.avgpp,
         "proxy_flops_ratio": result.proxy_flops_ratio,
         "proxy_bytes": result.proxy_bytes,
+        "mine": {name: dataclasses.asdict(each) for name, each in result.mine.items()}
+        if result.mine
+        else None,
     }
 
 
@@ -64,4 +71,10 @@ def print_check(result: CheckResult, console: Console) -> None:
     console.print(verdict_table(f"the contract, mode {result.mode}", result.verdict, result.excerpts))
     print_entry(console, "coverage", coverage_sentence(result.verdict))
     print_entry(console, "bound", result.bound.statement)
+    if result.mine is not None:
+        print_entry(
+            console, "mine", f"the tightest thresholds with which {result.mode} holds, for a profile:"
+        )
+        console.print()
+        console.print(as_profile(result.mine), highlight=False, markup=False, soft_wrap=True)
     print_outcome(console, result.outcome, result.reason)
