@@ -474,12 +474,13 @@ class TestDevice:
         except OSError as exc:
             pytest.skip(f"memory cannot be limited here: {exc}")
         python = tmp_path / "python"
-        python.write_text(f'#!/bin/sh\necho $$ > {group}/cgroup.procs\nexec {sys.executable} "$@"\n')
+        # The agent starts its workers with its own interpreter's name: this one, which then limits them alone.
+        python.write_text(
+            f"#!/bin/bash\n[[ $* == *' worker '* ]] && echo $$ > {group}/cgroup.procs\n"
+            f'exec -a "$0" {os.path.realpath(sys.executable)} "$@"\n'
+        )
         python.chmod(0o755)
-        roomy = Device(name="roomy", transport="local", root=str(tmp_path / "device"), python=sys.executable)
-        small = dataclasses.replace(roomy, name="small", python=str(python))
-        # Everything is brought there without the limit: unpacking under it would take minutes.
-        assert call("validate", "--device", device_file(tmp_path, roomy), "--bundle", bundle).code in (0, 1)
+        small = Device(name="small", transport="local", root=str(tmp_path / "device"), python=str(python))
         try:
             ended = call("validate", "--device", device_file(tmp_path, small), "--bundle", bundle, "--json")
         finally:

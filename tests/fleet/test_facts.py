@@ -13,6 +13,7 @@ import pytest
 from toggle_runtime.facts import gather
 
 from toggle_edge.errors import AgentError, TransportError
+from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.agent_client import agent_archive, install, request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.facts import facts_of, read_facts
@@ -94,16 +95,15 @@ def protocol_error() -> dict[str, Any]:
 
 
 def test_an_older_agent_at_our_agents_place_is_replaced_once() -> None:
-    path = f"root/agent/{hashlib.sha256(agent_archive()).hexdigest()}.pyz"
-
     def answer(question: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        ours = transport.files[path] == agent_archive()
-        return [{"event": "result", "answer": 1} if ours else protocol_error()]
+        return [{"event": "result", "answer": 1} if transport.files == installed else protocol_error()]
 
     transport = FakeTransport(answer)
-    transport.files[path] = b"?" * len(agent_archive())  # another agent that happens to be as long
+    path = agent_client.install(transport, DEVICE)
+    installed = dict(transport.files)
+    transport.files[path] = b"?" * len(installed[path])  # another agent that happens to be as long
     assert request(transport, DEVICE, "facts")["answer"] == 1
-    assert transport.files == {path: agent_archive()}
+    assert transport.files == installed
 
 
 def test_an_agent_that_stays_another_is_refused_with_both_versions() -> None:
