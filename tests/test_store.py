@@ -20,7 +20,7 @@ from toggle_runtime.records import (
 )
 
 from toggle_edge.config import FP16, Config, Format
-from toggle_edge.errors import StoreError
+from toggle_edge.errors import StoreError, StudyError
 from toggle_edge.search.trial import Observation, Trial
 from toggle_edge.store import Store, StoredStudy, StudyIdentity, database, open_store
 from toggle_edge.store.migrations import MIGRATIONS
@@ -156,7 +156,7 @@ def test_a_study_is_not_continued_with_other_arguments(
 ) -> None:
     with open_store(url) as store:
         first = opened(store)
-        with pytest.raises(StoreError, match=message):
+        with pytest.raises(StudyError, match=message):
             opened(store, **change)
         assert opened(store, model="moved", model_folder="/elsewhere", probes_path="/there") == first
 
@@ -179,14 +179,14 @@ def test_an_unknown_study_names_the_nearest(url: str) -> None:
     with open_store(url) as store:
         opened(store)
         assert store.study("first").name == "first"
-        with pytest.raises(StoreError, match=r"no study 'frist'; did you mean 'first'\?; it has: first"):
+        with pytest.raises(StudyError, match=r"no study 'frist'; did you mean 'first'\?; it has: first"):
             store.study("frist")
 
 
 def test_every_difference_is_named(url: str) -> None:
     with open_store(url) as store:
         opened(store)
-        with pytest.raises(StoreError, match=r"profile was .*; the target was .*; the seed was "):
+        with pytest.raises(StudyError, match=r"profile was .*; the target was .*; the seed was "):
             opened(store, profile="x", target="y", seed=9)
 
 
@@ -352,7 +352,7 @@ def test_a_store_of_the_first_release_is_brought_up_to_date(url: str, tmp_path: 
         (run,) = store.runs(study.id)
         assert (run.record, run.measurements, run.certificate) == (record(), MEASUREMENTS, {"probes": 59})
         # What the older release did not note cannot be compared, so the search does not go on.
-        with pytest.raises(StoreError, match="the probes was not noted"):
+        with pytest.raises(StudyError, match="the probes was not noted"):
             opened(store)
         store.ledger(study.id).record(trial(1))
     with open_store(url) as store:

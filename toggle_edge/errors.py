@@ -9,6 +9,7 @@
     - DeviceFileError
     - BundleError                a bundle's folder: incomplete, damaged, unsigned, or signed by a stranger
     - SigningKeyError
+    - StudyError                 no study of this name, or one that was started differently
   - OperationError               could not be done or measured: exit code 3
     - ExportError
       - ParityError              the exported graph does not compute what was searched
@@ -43,6 +44,7 @@ __all__ = [
     "SearchError",
     "SigningKeyError",
     "StoreError",
+    "StudyError",
     "ToggleEdgeError",
     "TransportError",
     "TransportLostError",
@@ -88,6 +90,10 @@ class BundleError(InputError):
 
 class SigningKeyError(InputError):
     """A signing key or a trusted key's file cannot be read or written."""
+
+
+class StudyError(InputError):
+    """A study cannot be used as it was named: there is none, or it was started with something else."""
 
 
 class OperationError(ToggleEdgeError):

@@ -36,8 +36,10 @@ def specification_of(profile: Profile) -> dict[str, ModeSpecification]:
 def weakened(profile: Profile, factor: float) -> Profile:
     """The profile with every threshold weakened by `factor` times its size, as the paper's tool does it.
 
-    Raises ProfileError when a formula cannot be read.
+    Raises ProfileError when a formula cannot be read, or `factor` is not a share from 0 to less than 1.
     """
+    if not 0.0 <= factor < 1.0:
+        raise ProfileError(f"relax: expected a share from 0 to less than 1 (0.2 is 20 %), got {factor}")
     formulas = {name: _formula(profile, name, text) for name, text in profile.properties.items()}
     properties = {name: str(relaxed(formula, factor)) for name, formula in formulas.items()}
     return dataclasses.replace(profile, properties=properties)

@@ -80,11 +80,17 @@ def show(device: DeviceArgument, as_json: AsJson = False) -> None:
             typer.echo(f"  {key:<20} {value}")
 
 
-def trust(device: DeviceArgument, as_json: AsJson = False) -> None:
-    """Have a device trust bundles signed by this host's key, beside the keys that it trusts already."""
-    from toggle_edge.pipeline.devices import trust_own_key
+def trust(
+    device: DeviceArgument,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Name of a key that this host trusts. Default: its own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a device run bundles signed by this host's key, or by one that it trusts, beside what it runs already."""
+    from toggle_edge.pipeline.devices import trust as trust_key
 
-    name, keys = trust_own_key(device)
+    name, keys = trust_key(device, key)
     if as_json:
         typer.echo(json.dumps({"device": name, "trusted_keys": keys}))
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.cost import predicted_cost
-from toggle_edge.errors import ConfigError, InputError, StoreError
+from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
@@ -62,7 +62,7 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
 def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[Prepared, Config, int]:
     study = store.study(options.source)
     if study.model_folder is None or study.profile_path is None or study.probes_path is None:
-        raise StoreError(
+        raise StudyError(
             f"study {study.name!r} was begun by an older toggle-edge, which did not note where its model, profile and "
             "probes are; export with a model and --config instead"
         )

@@ -12,7 +12,7 @@ from toggle_runtime.records import FAIL, PASS
 
 from toggle_edge.certify import coverage_bound
 from toggle_edge.cost import predicted_cost
-from toggle_edge.errors import StoreError
+from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.export import exporter_for
 from toggle_edge.pipeline.inputs import prepared_for
@@ -127,5 +127,5 @@ def _outcome(selected: Selected | None, mode: str, trials: int) -> tuple[str, st
 def _plain(name: str) -> str:
     """A study's name as a folder's. Names are free in the store; here they must stay inside the output folder."""
     if not name or name.startswith((".", "-")) or not all(c.isalnum() or c in "._-" for c in name):
-        raise StoreError(f"study {name!r}: expected letters, digits, dots, dashes and underscores; rename it")
+        raise StudyError(f"study {name!r}: expected letters, digits, dots, dashes and underscores; rename it")
     return name

@@ -24,7 +24,7 @@ from toggle_runtime.records import (
     to_json,
 )
 
-from toggle_edge.errors import ConfigError, SearchError, StoreError
+from toggle_edge.errors import ConfigError, SearchError, StoreError, StudyError
 from toggle_edge.profiles import nearest
 from toggle_edge.search.trial import Ledger, Trial
 from toggle_edge.store import tables
@@ -105,7 +105,7 @@ class Store:
     def open_study(self, name: str, identity: StudyIdentity) -> StoredStudy:
         """The study of this name, created if there is none.
 
-        Raises StoreError naming every difference if it exists with another model, profile, set of probes, target
+        Raises StudyError naming every difference if it exists with another model, profile, set of probes, target
         or seed: its trials would not be comparable.
         """
         with self._transaction() as connection:
@@ -122,19 +122,19 @@ class Store:
             if found[key] != getattr(identity, key)
         ]
         if differences:
-            raise StoreError(
+            raise StudyError(
                 f"store: study {name!r} was started differently: {'; '.join(differences)}; "
                 "choose another study name (or work folder), or go back to what it was started with"
             )
         return StoredStudy(**found)
 
     def study(self, name: str) -> StoredStudy:
-        """The study of this name. Raises StoreError naming those that there are."""
+        """The study of this name. Raises StudyError naming the nearest, and those that there are."""
         for study in (known := self.studies()):
             if study.name == name:
                 return study
         names = ", ".join(study.name for study in known) or "none"
-        raise StoreError(
+        raise StudyError(
             f"store: {self._where} has no study {name!r}{nearest(name, [study.name for study in known])}; "
             f"it has: {names}"
         )
