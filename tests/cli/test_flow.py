@@ -1,0 +1,133 @@
+"""From a model to a measured bundle, the way an engineer types it: search, export, validate, in one folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toggle_edge.pipeline.inputs import demo_folder
+
+MODEL = demo_folder() / "model"
+PROFILE = (Path(__file__).parents[2] / "profiles" / "default.toml").read_text()
+TRIALS = 14
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toggle_edge", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a contract on few probes, so that a search takes seconds, and this machine as a device."""
+    folder = tmp_path_factory.mktemp("flow")
+    few = PROFILE.replace("search = 59", "search = 4").replace("certificate = 59", "certificate = 4")
+    (folder / "few.toml").write_text(few.replace("coverage = 1.0", "coverage = 0.75"))
+    (folder / "here.toml").write_text(
+        f'name = "here"\ntransport = "local"\nroot = "{folder}/device"\npython = "{sys.executable}"\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def search(folder: Path) -> dict[str, Any]:
+    done = run(folder, "search", MODEL, "--profile", "few.toml", "--trials", TRIALS, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_search_names_what_each_mode_selects(folder: Path, search: dict[str, Any]) -> None:
+    assert search["study"] == "model-few-0"
+    assert [trial["index"] for trial in search["trials"]] == list(range(TRIALS))
+    assert set(search["selected"]) == {"strict", "optimal", "relaxed"}
+    assert search["uniform"]["cheapest_feasible"]["proxy_flops_ratio"] >= 1
+    chosen = search["selected"]["relaxed"]
+    assert chosen["config_digest"] == search["trials"][chosen["trial"]]["config_digest"]
+    assert chosen["coverage"]["probes"] == 4
+    assert {verdict["property"] for verdict in chosen["verdicts"]} >= {"coherence", "factual_accuracy"}
+
+
+def test_the_same_command_goes_on_and_a_longer_one_adds_to_it(folder: Path, search: dict[str, Any]) -> None:
+    again = run(folder, "search", MODEL, "--profile", "few.toml", "--trials", TRIALS + 1, "--resume")
+    assert again.returncode in (0, 1), again.stderr
+    assert f"{TRIALS + 1} trials" in again.stdout
+    assert "what each mode selects, judged again on probes that the search did not see" in again.stdout
+    assert f"search       {TRIALS + 1}/{TRIALS + 1}" in again.stderr
+    assert "sensitivity" not in again.stderr, "it is recorded, not computed again"
+    assert all(len(line) <= 100 for line in again.stdout.splitlines())
+
+
+def test_a_study_under_an_edited_profile_is_refused(folder: Path, search: dict[str, Any]) -> None:
+    edited = (folder / "few.toml").read_text().replace("threshold = 0.25", "threshold = 0.3")
+    (folder / "edited").mkdir()
+    (folder / "edited" / "few.toml").write_text(edited)
+    done = run(folder, "search", MODEL, "--profile", folder / "edited" / "few.toml", "--trials", TRIALS)
+    assert done.returncode == 2
+    assert "the profile's content was" in done.stderr
+
+
+def test_a_selected_config_is_checked_by_its_file(folder: Path, search: dict[str, Any]) -> None:
+    chosen = search["selected"]["relaxed"]
+    options = ["--profile", "few.toml", "--mode", "relaxed", "--json", "--mine"]
+    done = run(folder, "check", MODEL, "--config", chosen["config_file"], *options)
+    checked = json.loads(done.stdout)
+    assert checked["config_digest"] == chosen["config_digest"]
+    assert checked["verdict"] == chosen["verdict"]
+    assert checked["avgpp"] == pytest.approx(chosen["avgpp"])
+    assert set(checked["mine"]) == {verdict["property"] for verdict in checked["verdicts"]}
+
+
+def test_a_study_is_exported_by_mode_and_by_trial_to_the_same_bundle(
+    folder: Path, search: dict[str, Any]
+) -> None:
+    trial = search["selected"]["strict"]["trial"]
+    by_mode = run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode", "--json")
+    by_trial = run(folder, "export", search["study"], "--trial", trial, "-o", "by-trial")
+    assert by_mode.returncode == 0, by_mode.stderr
+    assert by_trial.returncode == 0, by_trial.stderr
+    result = json.loads(by_mode.stdout)
+    assert result["config_digest"] == search["trials"][result["trial"]]["config_digest"]
+    assert result["parity"]["max_abs_logit_difference"] <= 1e-4
+    if result["trial"] == trial:
+        assert (folder / "by-mode" / "manifest.json").read_bytes() == (
+            folder / "by-trial" / "manifest.json"
+        ).read_bytes()
+    assert "signed by" in by_trial.stdout
+    missing = run(folder, "export", search["study"], "--trial", 99, "-o", "none")
+    assert (missing.returncode, "expected a trial from 0 to" in missing.stderr) == (2, True)
+
+
+def test_the_bundle_is_measured_and_certified(folder: Path, search: dict[str, Any]) -> None:
+    if not (folder / "by-mode").exists():
+        run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
+    done = run(folder, "validate", "--device", "here.toml", "--bundle", "by-mode", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    result = json.loads(done.stdout)
+    assert result["certified"] is True
+    assert result["parity"]["compared"] == 2 * 64 * 512
+    assert Path(folder, result["record_file"]).is_file()
+    assert result["measured"]["decode_ms_p50"]["value"] > 0
+
+
+def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, Any]) -> None:
+    if not (folder / "by-mode").exists():
+        run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
+    tight = (folder / "here.toml").read_text() + "[budget]\nmemory_bytes = 1000\nenergy_mj_per_token = 1.0\n"
+    (folder / "tight.toml").write_text(tight.replace('"here"', '"tight"'))
+    done = run(folder, "validate", "--device", "tight.toml", "--bundle", "by-mode", "--mode", "relaxed")
+    assert done.returncode == 1, done.stderr
+    assert "over the device's budget: memory_bytes is" in " ".join(done.stdout.split())
+    assert "OVER" in done.stdout
