@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from toggle_runtime import records
 from toggle_runtime.records import Manifest, RunRecord, from_json, to_json
 from toggle_runtime.trust import read_key, signature_holds
 
-from toggle_edge.bundle import MAX_MANIFEST_BYTES, MAX_PROBES_BYTES, PROBES, Bundle, probes_of
+from toggle_edge.bundle import MAX_MANIFEST_BYTES, MAX_PROBES_BYTES, PROBES, Bundle, probes_of, read_bundle
 from toggle_edge.errors import BundleError
 from toggle_edge.fleet.deploy import MAX_RECORD_BYTES, MAX_TRACES_BYTES
+from toggle_edge.fleet.device import Budget, Device
 from toggle_edge.fleet.transport import MAX_LINE_BYTES
 from toggle_edge.signing import signer
 
@@ -47,6 +49,8 @@ REFUSED = {
     "manifest-version-text": "this side reads 1 and 2",
     "record-bool-for-number": "expected a number",
     "record-deep": "expected JSON",
+    "record-half-pair": "expected text that is UTF-8",
+    "record-half-pair-key": "expected text that is UTF-8",
     "record-infinite": "expected a finite number",
     "record-nan": "not a finite number",
     "record-unknown-key": "unknown key 'score'",
@@ -129,6 +133,14 @@ def test_what_must_be_refused_is_refused_on_both_sides(name: str) -> None:
     assert REFUSED[name] in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("change", [lambda text: text + "\n", lambda text: json.dumps(json.loads(text))])
+def test_a_manifest_that_is_not_canonical_is_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
+    text = (GOLDEN / "manifest-v2.json").read_text(encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(change(text), encoding="utf-8")
+    with pytest.raises(BundleError, match="expected canonical JSON"):
+        read_bundle(tmp_path, trusted=read_key(GOLDEN / "key.pub"))
+
+
 def test_no_refused_file_is_left_out() -> None:
     assert {path.stem for path in (GOLDEN / "refused").glob("*.json")} == set(REFUSED)
 
@@ -185,3 +197,16 @@ def test_every_key_of_manifest_and_record_is_in_the_page() -> None:
             assert f"`{key}`" in FORMATS, (name, key)
     for constant in (records.MANIFEST_VERSION, records.RECORD_VERSION):
         assert f"version {constant}" in FORMATS
+
+
+def test_every_key_of_a_device_file_is_in_the_page_and_no_other() -> None:
+    (table,) = re.findall(r"^## Device file$(.*?)^## ", FORMATS, re.MULTILINE | re.DOTALL)
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    keys = [key for row in rows for key in re.findall(r"`([a-z_]+)`", row[1])]
+    assert sorted(keys) == sorted(field.name for field in dataclasses.fields(Device))
+    (limits,) = (row[2] for row in rows if "`budget`" in row[1])
+    assert set(re.findall(r"`([a-z_]+)`", limits)) == {field.name for field in dataclasses.fields(Budget)}
+    for field in dataclasses.fields(Device):
+        if isinstance(field.default, str) and field.default:
+            (row,) = (row for row in rows if f"`{field.name}`" in row[1])
+            assert f"`{field.default}`" in row[3], field.name

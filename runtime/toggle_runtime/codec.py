@@ -93,7 +93,9 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
         return [_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(data)]
     if origin is dict:
         _expect(isinstance(data, dict), "an object", data, path)
-        return {key: _decode(arguments[1], value, f"{path}.{key}") for key, value in data.items()}
+        return {
+            _text(key, path): _decode(arguments[1], value, f"{path}.{key}") for key, value in data.items()
+        }
     if kind is float:
         _expect(isinstance(data, (int, float)) and not isinstance(data, bool), "a number", data, path)
         try:
@@ -105,7 +107,7 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
     _expect(
         isinstance(data, kind) and (kind is bool or not isinstance(data, bool)), kind.__name__, data, path
     )
-    return data
+    return _text(data, path) if kind is str else data
 
 
 def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
@@ -129,6 +131,15 @@ def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
     if missing:
         raise RecordError(f"{path}: missing key {missing[0]!r}")
     return kind(**{key: _decode(hints[key], value, f"{path}.{key}") for key, value in data.items()})
+
+
+def _text(data: str, path: str) -> str:
+    # JSON can spell half of a surrogate pair, which nothing can print or write afterwards.
+    try:
+        data.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise RecordError(f"{path!a}: expected text that is UTF-8, got {ascii(data)[:60]}") from exc
+    return data
 
 
 def _expect(condition: bool, wanted: str, data: Any, path: str) -> None:

@@ -15,6 +15,7 @@ from toggle_runtime.records import (
     LatencySample,
     Measurement,
     ModeVerdict,
+    ParitySample,
     RecordError,
     RunRecord,
     Verdict,
@@ -46,7 +47,7 @@ modes = st.builds(
 )
 records = st.builds(
     RunRecord,
-    st.just(1),
+    st.sampled_from(RunRecord.READABLE),
     st.text(max_size=9),
     st.text(max_size=9),
     st.just("PASS"),
@@ -61,6 +62,8 @@ records = st.builds(
         max_size=2,
     ),
     conditions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    parity=st.none() | st.builds(ParitySample, finite, finite, counts),
+    signed_by=st.none() | st.text(max_size=9),
 )
 
 
