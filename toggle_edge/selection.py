@@ -61,9 +61,9 @@ def over_budget(measured: Mapping[str, Measurement], budget: Mapping[str, float]
     broken = {}
     for name, limit in budget.items():
         measurement = measured.get(name)
-        if measurement is None or measurement.value is None:
-            why = measurement.reason if measurement else "no such measurement"
-            broken[name] = f"{name} has a budget of {limit:g} but was not measured ({why})"
+        if measurement is None or measurement.value is None or not math.isfinite(measurement.value):
+            broken[name] = f"{name} has a budget of {limit:g} but was not measured ({_absence(measurement)})"
+        # Written so that a NaN limit rejects.
         elif not measurement.value <= limit:
             broken[name] = f"{name} is {measurement.value:g}, over the budget of {limit:g}"
     return broken
@@ -149,15 +149,12 @@ def _rejection(candidate: MeasuredCandidate, mode: str, budget: Mapping[str, flo
     shortfall = candidate.shortfall.get(mode, f"was not judged under {mode}")
     if shortfall is not None:
         return shortfall
-    for name, limit in budget.items():
-        value = candidate.artifact_bytes if name == "artifact_bytes" else _value(candidate, name)
-        if value is None:
-            return f"{name} has a budget of {limit:g} but was not measured ({_absence(candidate, name)})"
-        # Written so that a NaN limit rejects.
-        if not value <= limit:
-            return f"{name} is {value:g}, over the budget of {limit:g}"
+    size = Measurement(float(candidate.artifact_bytes), "bytes", "sum of the artifact's files", 1)
+    broken = over_budget({**candidate.measured, "artifact_bytes": size}, budget)
+    if broken:
+        return next(iter(broken.values()))
     if _value(candidate, DECODE) is None:
-        return f"decode time was not measured ({_absence(candidate, DECODE)})"
+        return f"decode time was not measured ({_absence(candidate.measured.get(DECODE))})"
     return None
 
 
@@ -171,12 +168,13 @@ def _value(candidate: MeasuredCandidate, name: str) -> float | None:
 def _known(candidate: MeasuredCandidate, name: str) -> float:
     value = _value(candidate, name)
     if value is None:
-        raise ValueError(f"{candidate.id}: expected {name} to be measured; {_absence(candidate, name)}")
+        raise ValueError(
+            f"{candidate.id}: expected {name} to be measured; {_absence(candidate.measured.get(name))}"
+        )
     return value
 
 
-def _absence(candidate: MeasuredCandidate, name: str) -> str:
-    measurement = candidate.measured.get(name)
+def _absence(measurement: Measurement | None) -> str:
     return "no such measurement" if measurement is None else measurement.reason or f"got {measurement.value}"
 
 
