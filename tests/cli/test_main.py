@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from toggle_edge import cli
+from toggle_edge.cli import interrupts
 from toggle_edge.errors import CertificationError, ProfileError, ToggleEdgeError
 from toggle_edge.store import open_store
 
@@ -93,6 +95,25 @@ def test_an_interrupt_exits_130_and_leaves_a_whole_store(tmp_path: Path) -> None
     with open_store(f"sqlite:///{tmp_path / 'work' / 'toggle-edge.sqlite'}") as store:
         for study in store.studies():
             assert [trial.index for trial in store.ledger(study.id).trials()] == []
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_command_at_the_next_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    heard: list[str] = []
+    report = interrupts.checked(lambda stage, done, of, note="": heard.append(stage))
+    try:
+        interrupts.watch()
+        report("baseline", 1, 2)
+        with contextlib.suppress(KeyboardInterrupt):  # as a careless library would
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            report("search", 1, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        monkeypatch.setattr(interrupts, "_asked", False)
+    assert heard == ["baseline"]
 
 
 def test_no_arguments_show_the_help() -> None:

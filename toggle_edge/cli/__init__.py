@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from toggle_edge.cli import demo, device, search
+from toggle_edge.cli.interrupts import watch
 from toggle_edge.errors import ToggleEdgeError
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ def main() -> None:
 
     Exit code 1 means a verdict, so nothing unexpected may end with it.
     """
+    watch()
     sys.exit(_exit_code())
 
 

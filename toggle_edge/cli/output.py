@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from toggle_edge.cli.interrupts import checked
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -50,7 +52,7 @@ def run(
     from toggle_edge.report.progress import on_stderr
 
     with on_stderr() as reporter:
-        result = work(reporter)
+        result = work(checked(reporter))
     if as_json:
         typer.echo(json.dumps(to_json(result), allow_nan=False))
     else:

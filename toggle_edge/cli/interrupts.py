@@ -1,0 +1,34 @@
+"""Ctrl-C that cannot get lost: a library that swallows the interrupt only delays it to the next line of progress."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toggle_edge.report.progress import Reporter
+
+_asked = False
+
+
+def watch() -> None:
+    """Remember every interrupt beside raising KeyboardInterrupt for it, as Python does."""
+    signal.signal(signal.SIGINT, _remember)
+
+
+def checked(report: Reporter) -> Reporter:
+    """`report`, but raising KeyboardInterrupt when one was asked for and somebody caught it."""
+
+    def report_unless_asked(stage: str, done: int, of: int, note: str = "") -> None:
+        if _asked:
+            raise KeyboardInterrupt
+        report(stage, done, of, note)
+
+    return report_unless_asked
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = True
+    raise KeyboardInterrupt
