@@ -44,9 +44,16 @@ def ids_at(position: int, stride: int, vocabulary: int) -> NDArray[np.int64]:
     return np.arange(position % stride, vocabulary, stride, dtype=np.int64)
 
 
-def compare(canary: Canary, logits: NDArray[np.float32]) -> ParitySample:
-    """Compare with all logits, `sequences x tokens x vocabulary`. Raises SignalsError when one is not finite."""
-    vocabulary = logits.shape[-1]
+def compare(canary: Canary, logits: NDArray[np.float32], vocabulary: int) -> ParitySample:
+    """Compare with all logits, `sequences x tokens x vocabulary`.
+
+    Raises SignalsError when one is not finite, or when there are more or fewer than that: a graph that leaves out
+    part of the vocabulary would agree in the rest.
+    """
+    if logits.shape != (*canary.tokens.shape, vocabulary):
+        raise SignalsError(
+            f"parity: expected logits {(*canary.tokens.shape, vocabulary)} from the graph, got {logits.shape}"
+        )
     rows = logits.reshape(-1, vocabulary)
     kept = canary.logits.reshape(len(rows), -1)
     largest, compared = 0.0, 0

@@ -47,7 +47,8 @@ def parity(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
         prompt, rest = row[: expected.prompt_tokens], row[expected.prompt_tokens :]
         rows.append(backend.cached_logits(model, prompt, rest))
         progress(done=len(rows), of=len(expected.tokens))
-    return {"sample": dataclasses.asdict(canary.compare(expected, np.stack(rows)))}
+    sample = canary.compare(expected, np.stack(rows), manifest.model.vocabulary)
+    return {"sample": dataclasses.asdict(sample)}
 
 
 def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:

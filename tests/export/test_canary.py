@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from toggle_runtime import canary, passes
-from toggle_runtime.backends.onnx import GRAPH, exact_graph
+from toggle_runtime.backends.onnx import GRAPH, SIGNALS_GRAPH, exact_graph, write_exact_graph
 from toggle_runtime.canary import TOLERANCE
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import Manifest, digest_of, to_json
@@ -145,14 +145,25 @@ def resigned(bundle: Bundle, folder: Path, change: Callable[[bytearray], int]) -
     return Bundle(digest_of(to_json(manifest)), manifest, folder, signing_key().name)
 
 
-def test_the_graph_is_made_exact_as_an_editor_of_graphs_would(run_folder: Path) -> None:
-    path = run_folder / "artifact" / GRAPH
+@pytest.mark.parametrize("name", [GRAPH, SIGNALS_GRAPH])
+def test_a_graph_is_made_exact_as_an_editor_of_graphs_would(run_folder: Path, name: str) -> None:
+    path = run_folder / "artifact" / name
     edited = with_accuracy_level(onnx.load(path, load_external_data=False), 0)
     patched = onnx.ModelProto.FromString(exact_graph(path.read_bytes()))
     assert patched == edited
     levels = [a.i for node in patched.graph.node for a in node.attribute if a.name == "accuracy_level"]
     assert levels
     assert set(levels) == {0}
+
+
+def test_making_a_graph_exact_changes_no_file_that_others_share(run_folder: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "blob"
+    shared.write_bytes(b"another bundle's")
+    (tmp_path / GRAPH).write_bytes((run_folder / "artifact" / GRAPH).read_bytes())
+    (tmp_path / "exact.onnx").hardlink_to(shared)
+    assert write_exact_graph(tmp_path) == "exact.onnx"
+    assert shared.read_bytes() == b"another bundle's"
+    assert (tmp_path / "exact.onnx").read_bytes() == exact_graph((tmp_path / GRAPH).read_bytes())
 
 
 def test_a_bundle_without_a_canary_has_no_parity(bundle: Bundle, tmp_path: Path) -> None:
@@ -169,11 +180,11 @@ def test_large_vocabularies_keep_every_nth_logit(
     assert kept.logits.shape == (2, 64, 74)
     with torch.inference_mode():
         logits = tiny.module(torch.from_numpy(kept.tokens)).logits.numpy()
-    assert canary.compare(kept, logits).max_abs_logit_difference < 1e-5
+    assert canary.compare(kept, logits, 512).max_abs_logit_difference < 1e-5
     logits[1, 63, 511] += 1.0
     covered = {(p, int(i)) for p in range(128) for i in canary.ids_at(p, 7, 512)}
     expected = 1.0 if (127, 511) in covered else 0.0
-    assert canary.compare(kept, logits).max_abs_logit_difference == pytest.approx(expected, abs=1e-5)
+    assert canary.compare(kept, logits, 512).max_abs_logit_difference == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_short_context_makes_a_short_canary(tiny: LanguageModel) -> None:

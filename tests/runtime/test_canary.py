@@ -35,10 +35,10 @@ def test_a_canary_reads_back_and_equal_ones_are_equal_bytes(tmp_path: Path) -> N
 def test_the_difference_is_the_largest_anywhere() -> None:
     changed = LOGITS.copy()
     changed[1, 2, 7] += 0.5
-    sample = compare(whole(), changed)
+    sample = compare(whole(), changed, VOCABULARY)
     assert sample.max_abs_logit_difference == pytest.approx(0.5)
     assert (sample.tolerance, sample.compared) == (canary.TOLERANCE, LOGITS.size)
-    assert compare(whole(), LOGITS).max_abs_logit_difference == 0.0
+    assert compare(whole(), LOGITS, VOCABULARY).max_abs_logit_difference == 0.0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -46,7 +46,16 @@ def test_what_is_not_finite_is_no_parity(value: float) -> None:
     changed = LOGITS.copy()
     changed[0, 0, 0] = value
     with pytest.raises(SignalsError, match="position 0 are not finite"):
-        compare(whole(), changed)
+        compare(whole(), changed, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [LOGITS[..., :-1], LOGITS[:, :-1], LOGITS[:1], np.concatenate([LOGITS, LOGITS], axis=-1), LOGITS.ravel()],
+)
+def test_a_graph_with_fewer_or_more_logits_has_no_parity(logits: np.ndarray) -> None:
+    with pytest.raises(SignalsError, match=r"expected logits \(2, 4, 11\)"):
+        compare(whole(), logits, VOCABULARY)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,6 +21,7 @@ from toggle_runtime.records import (
     MemorySample,
     ModeSpecification,
     ModeVerdict,
+    ParitySample,
     from_data,
 )
 from toggle_runtime.signals import read_traces, write_outputs
@@ -159,6 +160,23 @@ def test_the_workers_process_holds_numpy_and_the_engine_and_nothing_else(
     for name in ("verify", "latency", "memory"):
         _, events = run_pass(name, bundle, environment, tmp_path)
         assert set(result_of(events)["modules"]) <= {"numpy", "onnxruntime"}
+
+
+def test_parity_holds_for_what_was_searched_and_needs_a_canary(
+    tiny: LanguageModel, bundle: Bundle, environment: Path, tmp_path: Path
+) -> None:
+    status, events = run_pass("parity", bundle, environment, tmp_path)
+    result = result_of(events)
+    sample = from_data(ParitySample, result["sample"])
+    assert status == 0
+    assert sample.max_abs_logit_difference <= sample.tolerance == 1e-4
+    assert sample.compared == 2 * 64 * tiny.shape.vocabulary
+    assert set(result["modules"]) <= {"numpy", "onnxruntime"}
+    (tmp_path / "run" / CANARY).unlink()
+    (tmp_path / "run" / CANARY).write_bytes(b"")
+    status, events = run_pass("parity", bundle, environment, tmp_path)
+    assert (status, events[-1]["event"]) == (1, "error")
+    assert "canary.npz: expected a whole .npz" in events[-1]["message"]
 
 
 def test_latency_keeps_every_token_and_flags_warmups(

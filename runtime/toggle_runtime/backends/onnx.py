@@ -61,7 +61,11 @@ def exact_graph(graph: bytes) -> bytes:
 
 def write_exact_graph(folder: Path) -> str:
     """Put the exact form of the artifact's graph beside its weights; return its name."""
-    (folder / EXACT_GRAPH).write_bytes(exact_graph((folder / GRAPH).read_bytes()))
+    target = folder / EXACT_GRAPH
+    # A bundle may bring a file of this name, a hard link to a blob that writing must not change.
+    if target.exists():
+        target.unlink()
+    target.write_bytes(exact_graph((folder / GRAPH).read_bytes()))
     return EXACT_GRAPH
 
 
