@@ -157,7 +157,10 @@ def test_a_lease_and_a_process_that_outlive_the_host_are_noticed(
         fcntl.flock(lease, fcntl.LOCK_EX)
         (found,) = aftermath.problems(work, KILLED, RESUMED, REFERENCE)
     assert "lease is still held" in found
-    with subprocess.Popen([sys.executable, "-c", "input()", str(work)], stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(flush=True); input()", str(work)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # until then the kernel may not show its command line yet
         (found,) = aftermath.problems(work, KILLED, RESUMED, REFERENCE)
         process.communicate(b"\n")
     assert f"process {process.pid} is still there" in found
