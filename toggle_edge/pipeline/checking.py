@@ -56,7 +56,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         mode=mode,
         config=config,
         verdict=verdict,
-        bound=coverage_bound(mode, verdict.coverage, 1),
+        bound=coverage_bound(mode, verdict.coverage),
         avgpp=evaluation.avgpp,
         avgpp_required=required,
         proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
