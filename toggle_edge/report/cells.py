@@ -53,7 +53,7 @@ def place(argmin: Argmin | None, excerpts: Mapping[tuple[int, int], str]) -> str
     """Where a robustness was attained, with the words around it where they are known."""
     if argmin is None:
         return "-"
-    layer = "" if argmin.layer is None else f", layer {argmin.layer}"
+    layer = "" if argmin.layer is None else f", block {argmin.layer}"
     words = excerpts.get((argmin.probe, argmin.step))
     return f"probe {argmin.probe}, step {argmin.step}{layer}" + (f' "{words}"' if words else "")
 
