@@ -17,7 +17,7 @@ from toggle_runtime.records import Argmin, ModeVerdict, Verdict
 from toggle_edge.report.cells import STYLES, place, signed
 
 ROWS = 4
-"""Rows of a plot that has bars on both sides; one with bars on one side takes half as many."""
+"""Rows of bars where some are violated and some are not."""
 
 GUTTER = 9
 """Columns for the labels of the axis."""
@@ -128,7 +128,7 @@ def _columns(values: Sequence[float], step: int, room: int) -> tuple[list[float]
 def _shares(top: float, bottom: float) -> tuple[int, int]:
     """How many rows are above the line and below it, so that the larger side gets the more."""
     if bottom >= 0:
-        return ROWS // 2, 0
+        return 1, 0  # eight heights are enough to see where it was close
     if top < 0:
         return 0, ROWS // 2
     splits = [(above, ROWS - above) for above in range(1, ROWS)]
@@ -181,8 +181,8 @@ def _caption(verdict: Verdict, formula: str) -> Text:
 
 
 def _tolerated(verdict: Verdict) -> Text:
-    """A mode with less than full coverage is decided by another probe than the worst one: that is said."""
-    if verdict.worst is None or verdict.robustness is None or verdict.worst >= verdict.robustness:
+    """A mode with less than full coverage is decided by another probe than the worst one: a violation is said."""
+    if verdict.worst is None or verdict.worst >= min(0.0, verdict.robustness or 0.0):
         return Text(end="")
     return Text(f"the mode's coverage allows for worse probes, down to {signed(verdict.worst)}", "dim")
 
