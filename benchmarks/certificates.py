@@ -39,7 +39,6 @@ ROOT = Path(__file__).parents[1]
 UNIFORM = ("int6-axis", "int5-axis", "int4-g16", "int4-g32", "int4-g64", "int4-g128", "int4-axis")
 LOW, HIGH = Format.parse("int4-g32"), Format.parse("int8-g64")
 TOKENS = 128
-JUST_SHORT = 0.86
 MANY = 20_000
 
 Specification = Mapping[str, ModeSpecification]
@@ -235,10 +234,6 @@ def main() -> None:
     judge = Judge(model, probes, specification)
     uniform = judge.pool((text, Config.uniform(layers, Format.parse(text))) for text in UNIFORM)
     mixed = judge.pool(mixes(layers, np.linspace(0.1, 1.0, options.candidates), rng))
-    # Where a candidate passes by luck only: so many layers in four bits that the share is just short of enough.
-    short = int(np.abs(mixed.satisfied.mean(axis=-1)[:, 0] - JUST_SHORT).argmin())
-    share = np.linspace(0.1, 1.0, options.candidates)[short]
-    alike = judge.pool(mixes(layers, np.full(options.candidates, share), rng))
     n, size = options.certificate, len(probes)
     print(f"{options.model.name}: {size} probes, of which {n} are drawn, {options.splits} or {MANY} times.")
     print(f"By chance 5 % are at most {binom.ppf(0.975, options.splits, 0.05):.0f} of {options.splits}.")
@@ -251,13 +246,9 @@ def main() -> None:
     counts = {name: counts_in(uniform.satisfied, drawn) for name, drawn in samples.items()}
     one_by_one(uniform, list(specification), counts, n)
     modes_at_once(uniform, specification, counts, n)
-    for words, pool in (
-        ("From few layers in four bits to all", mixed),
-        ("Alike, just short of enough", alike),
-    ):
-        print(f"\n{words}.")
-        counts = {name: counts_in(pool.satisfied, drawn) for name, drawn in samples.items()}
-        selected(pool, specification, counts, n)
+    print("\nThe candidates, from few layers in four bits to all.")
+    counts = {name: counts_in(mixed.satisfied, drawn) for name, drawn in samples.items()}
+    selected(mixed, specification, counts, n)
 
 
 if __name__ == "__main__":
