@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypedDict, TypeGuard
 
@@ -36,7 +38,12 @@ class Valued(Protocol):
 
 
 def console_on_stdout() -> Console:
-    """As wide as the terminal, up to where lines get hard to read; `WIDTH` where there is none."""
+    """As wide as the terminal, up to where lines get hard to read; `WIDTH` where there is none.
+
+    A character that stdout's encoding lacks, of a model's text or ours, is printed as `?`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     console = Console()
     return Console(width=min(console.width, WIDEST) if console.is_terminal else WIDTH)
 

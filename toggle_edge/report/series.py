@@ -76,7 +76,12 @@ def print_series(console: Console, series: Mapping[str, Series | None], judged: 
     drawn = [(verdict, each) for verdict in judged.verdicts if (each := series.get(verdict.property))]
     if not drawn:
         return
-    console.print("robustness over time at the probe that decides; what hangs below the line is violated\n")
+    shared = any(len(each.robustness) > console.width - GUTTER for _, each in drawn)
+    console.print(
+        "robustness over time at the probe that decides; what hangs below the line is violated"
+        + ("; a column shows the least of its steps" if shared else "")
+        + "\n"
+    )
     glyphs = ASCII if console.options.ascii_only else BLOCKS
     for verdict, each in drawn:
         console.print(_caption(verdict, each.formula), highlight=False)
@@ -101,15 +106,16 @@ def plot(values: Sequence[float], step: int, width: int, glyphs: Glyphs = BLOCKS
     top, bottom = max(known), min(known)
     above, below = _shares(top, bottom)
     unit = max(_over(top, above), _over(-bottom, below)) or 1.0
+    highest, lowest = min(above, _reached(top, unit)), min(below, _reached(-bottom, unit))
     rows = [
-        _row(f"{top:+.3f}" if row == _reached(top, unit) else "", columns, unit, row, glyphs)
-        for row in reversed(range(above))
+        _row(f"{top:+.3f}" if row == highest - 1 else "", columns, unit, row, glyphs)
+        for row in reversed(range(highest))
     ]
     line = "".join(" " if math.isnan(value) else glyphs.line for value in columns)
     rows.append(Text.assemble(f"{'0':>{GUTTER - 2}} ", glyphs.zero, (line, "dim")))
     rows += [
-        _row(f"{bottom:+.3f}" if row == _reached(-bottom, unit) else "", columns, unit, -1 - row, glyphs)
-        for row in range(below)
+        _row(f"{bottom:+.3f}" if row == lowest - 1 else "", columns, unit, -1 - row, glyphs)
+        for row in range(lowest)
     ]
     return [*rows, _marked(mark, step, len(values), per_column, room, bottom < 0, glyphs)]
 
@@ -140,8 +146,8 @@ def _over(height: float, rows: int) -> float:
 
 
 def _reached(height: float, unit: float) -> int:
-    """The row, counted from the line, in which a bar of that height ends."""
-    return max(0, math.ceil(height / unit - 1e-9) - 1)
+    """How many rows a bar of that height takes."""
+    return max(1, math.ceil(height / unit - 1e-9))
 
 
 def _row(label: str, columns: Sequence[float], unit: float, row: int, glyphs: Glyphs) -> Text:
@@ -160,13 +166,11 @@ def _row(label: str, columns: Sequence[float], unit: float, row: int, glyphs: Gl
 def _marked(
     mark: int, step: int, steps: int, per_column: int, room: int, violated: bool, glyphs: Glyphs
 ) -> Text:
-    note = f"step {step} of {steps}" + (
-        f", a column is the least of {per_column} steps" if per_column > 1 else ""
-    )
+    note = f"step {step} of {steps}" + (f", {per_column} to a column" if per_column > 1 else "")
     style = "bold red" if violated else "bold"
     if mark + 2 + len(note) <= room:
         return Text.assemble(" " * (GUTTER + mark), (glyphs.mark, style), f" {note}")
-    before = f"{note} "
+    before = f"{note} " if len(note) < GUTTER + mark else ""
     return Text.assemble(f"{before:>{GUTTER + mark}}", (glyphs.mark, style))
 
 
