@@ -77,17 +77,16 @@ def print_series(console: Console, series: Mapping[str, Series | None], judged: 
     if not drawn:
         return
     shared = any(len(each.robustness) > console.width - GUTTER for _, each in drawn)
-    console.print(
-        "robustness over time at the probe that decides; what hangs below the line is violated"
-        + ("; a column shows the least of its steps" if shared else "")
-        + "\n"
-    )
+    console.print("robustness over time where each property is decided; what hangs is violated")
+    if shared:
+        console.print("a column that stands for several steps shows the least of them")
+    console.print()
     glyphs = ASCII if console.options.ascii_only else BLOCKS
     for verdict, each in drawn:
         console.print(_caption(verdict, each.formula), highlight=False)
         for row in plot(each.robustness, each.argmin.step, console.width, glyphs):
             console.print(row, no_wrap=True, highlight=False)
-        for sentence in (_words(each.text, verdict), _tolerated(verdict)):
+        for sentence in filter(None, (_words(each.text, verdict), _tolerated(verdict))):
             console.print(Padding(sentence, (0, 0, 0, GUTTER)), highlight=False)
         console.print()
 
@@ -184,10 +183,10 @@ def _caption(verdict: Verdict, formula: str) -> Text:
     )
 
 
-def _tolerated(verdict: Verdict) -> Text:
+def _tolerated(verdict: Verdict) -> Text | None:
     """A mode with less than full coverage is decided by another probe than the worst one: a violation is said."""
     if verdict.worst is None or verdict.worst >= min(0.0, verdict.robustness or 0.0):
-        return Text(end="")
+        return None
     return Text(f"the mode's coverage allows for worse probes, down to {signed(verdict.worst)}", "dim")
 
 
