@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,8 @@ from toggle_runtime.records import ModeSpecification
 from toggle_runtime.signals import Trace
 from toggle_runtime.stl import Formula, Predicate, parse
 from toggle_runtime.verdicts import per_probe_robustness
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 DIGITS = 4
 """Decimals of a threshold that people are to read; rounded to the weaker side."""
@@ -76,8 +80,8 @@ def as_profile(properties: Mapping[str, Tightened]) -> str:
     """The properties as a piece of a profile, ready to paste."""
     lines = []
     for name, each in properties.items():
-        lines.append(f"[properties.{name}]")
+        lines.append(f"[properties.{name if _BARE_KEY.fullmatch(name) else json.dumps(name)}]")
         lines.append(f'formula = "{each.formula}"')
-        lines.append(f"# {each.reason}" if each.threshold is None else f"threshold = {each.threshold:g}")
+        lines.append(f"# {each.reason}" if each.threshold is None else f"threshold = {each.threshold!r}")
         lines.append("")
     return "\n".join(lines)

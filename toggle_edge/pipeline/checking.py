@@ -81,7 +81,7 @@ def _series(
         if argmin is None:
             series[verdict.property] = None
             continue
-        formula = _over_time(parse(properties[verdict.property]))
+        formula = ranged_over(parse(properties[verdict.property]))
         values = robustness_series(formula, traces[argmin.probe].signals)
         probe = prepared.probes.certificate[argmin.probe]
         words = excerpt(prepared.model.tokenizer, probe, argmin.step, tokens=EXCERPT_TOKENS)
@@ -89,18 +89,20 @@ def _series(
     return series
 
 
-def _over_time(formula: Formula) -> Formula:
+def ranged_over(formula: Formula) -> Formula:
     """What an unbounded `always`, or `eventually`, ranges over: its least, or greatest, value is the robustness.
 
-    The robustness of such a formula itself says little: it only changes where the extreme is passed.
+    The formula itself where it is neither. The robustness of an `always` says little over time: it changes only
+    where the worst step is passed.
     """
-    inner = formula.operand if isinstance(formula, Not) else formula
+    inner, negated = formula, False
+    while isinstance(inner, Not):
+        inner, negated = inner.operand, not negated
     if not isinstance(inner, Always) or inner.interval is not None:
         return formula
-    operand = inner.operand
-    if inner is formula:
-        return operand
-    return operand.operand if isinstance(operand, Not) else Not(operand)
+    if not negated:
+        return inner.operand
+    return inner.operand.operand if isinstance(inner.operand, Not) else Not(inner.operand)
 
 
 def known_mode(mode: str, specification: Mapping[str, object]) -> str:
