@@ -137,6 +137,7 @@ def test_a_weight_that_is_no_number_leaves_everything_unset(
     assert "UNSET" in text
     assert "attention is not finite at step 0" in " ".join(text.split())
     assert "AvgPP       could not be computed" in text
+    assert "mine        no thresholds" in text
     for absent in ("robustness over time", "┼", "PASS", "SATISFIED", "confidence"):
         assert absent not in text
     assert max(map(len, text.splitlines())) <= 100

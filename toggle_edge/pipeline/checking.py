@@ -53,8 +53,12 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     verdict, required = evaluation.modes[mode], prepared.specification[mode].avgpp
     outcome, reason = _outcome(verdict, evaluation.avgpp, required)
     mine = None
-    if options.mine and verdict.verdict != UNSET:
-        mine = tightened(prepared.specification[mode], prepared.profile.modes[mode].relax, traces)
+    if options.mine:
+        mine = (
+            {}
+            if verdict.verdict == UNSET
+            else tightened(prepared.specification[mode], prepared.profile.modes[mode].relax, traces)
+        )
     return CheckResult(
         outcome=outcome,
         reason=reason,

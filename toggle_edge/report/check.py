@@ -20,8 +20,8 @@ from toggle_edge.tightening import Tightened, as_profile
 @dataclass(frozen=True)
 class CheckResult:
     """One config judged on the certificate probes. AvgPP in percent; `series` is None for a property that could
-    not be judged, `bound` where the mode could not; `mine` are the tightest thresholds that hold, None where they
-    were not asked for or nothing could be judged."""
+    not be judged, `bound` where the mode could not; `mine` are the tightest thresholds that hold, none
+    where nothing could be judged, None where they were not asked for."""
 
     outcome: str
     reason: str | None
@@ -74,7 +74,9 @@ def print_check(result: CheckResult, console: Console) -> None:
     print_entry(console, "coverage", coverage_sentence(result.verdict))
     if result.bound is not None:
         print_entry(console, "bound", result.bound.statement)
-    if result.mine is not None:
+    if result.mine is not None and not result.mine:
+        print_entry(console, "mine", "no thresholds, since not every probe could be judged")
+    elif result.mine:
         print_entry(
             console, "mine", f"the tightest thresholds with which {result.mode} holds, for a profile:"
         )
