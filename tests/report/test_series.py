@@ -87,6 +87,12 @@ def test_the_extremes_are_labelled_in_the_rows_that_they_reach() -> None:
     assert [row.plain for row in plot([0.0], 0, 40)][:2] == [" +0.000 ┤▁▁", "      0 ┼──"]
 
 
+@pytest.mark.parametrize("great", [99.9994, 1234.5, 7e11])
+def test_a_label_never_shifts_its_row(great: float) -> None:
+    rows = [row.plain for row in plot([great, -0.2], 1, 40)]
+    assert [row[GUTTER - 1] for row in rows[:-1]] == ["┤"] * (len(rows) - 3) + ["┼", "┤"]
+
+
 def test_many_steps_share_a_column_which_shows_the_least_of_them() -> None:
     series = [0.25] * 200
     series[130] = -0.1

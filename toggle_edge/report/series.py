@@ -107,16 +107,16 @@ def plot(values: Sequence[float], step: int, width: int, glyphs: Glyphs = BLOCKS
     unit = max(_over(top, above), _over(-bottom, below)) or 1.0
     highest, lowest = min(above, _reached(top, unit)), min(below, _reached(-bottom, unit))
     rows = [
-        _row(f"{top:+.3f}" if row == highest - 1 else "", columns, unit, row, glyphs)
+        _row(_label(top) if row == highest - 1 else "", columns, unit, row, glyphs)
         for row in reversed(range(highest))
     ]
     line = "".join(" " if math.isnan(value) else glyphs.line for value in columns)
     rows.append(Text.assemble(f"{'0':>{GUTTER - 2}} ", glyphs.zero, (line, "dim")))
     rows += [
-        _row(f"{bottom:+.3f}" if row == lowest - 1 else "", columns, unit, -1 - row, glyphs)
+        _row(_label(bottom) if row == lowest - 1 else "", columns, unit, -1 - row, glyphs)
         for row in range(lowest)
     ]
-    return [*rows, _marked(mark, step, len(values), per_column, room, bottom < 0, glyphs)]
+    return [*rows, _marked(mark, step, len(values), per_column, room, columns[mark] < 0, glyphs)]
 
 
 def _columns(values: Sequence[float], step: int, room: int) -> tuple[list[float], int, int]:
@@ -147,6 +147,11 @@ def _over(height: float, rows: int) -> float:
 def _reached(height: float, unit: float) -> int:
     """How many rows a bar of that height takes."""
     return max(1, math.ceil(height / unit - 1e-9))
+
+
+def _label(value: float) -> str:
+    exact = f"{value:+.3f}"
+    return exact if len(exact) <= GUTTER - 2 else f"{value:+.0e}"
 
 
 def _row(label: str, columns: Sequence[float], unit: float, row: int, glyphs: Glyphs) -> Text:
