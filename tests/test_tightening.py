@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toggle_runtime.records import SATISFIED, ModeSpecification
-from toggle_runtime.signals import Trace
+from toggle_runtime.signals import Trace, exact_trace
 from toggle_runtime.stl import parse, relaxed
 from toggle_runtime.verdicts import judge
 
@@ -27,17 +27,19 @@ FORMULAS = {
 def traces(seed: int, probes: int, steps: int = 8) -> list[Trace]:
     generator = np.random.default_rng(seed)
     return [
-        Trace(
+        exact_trace(
             {"jsd": generator.uniform(0, 1, steps), "attention": generator.uniform(0.01, 1, steps)},
             np.ones(steps, dtype=bool),
-            np.ones((1, steps)),
+            {},
         )
         for _ in range(probes)
     ]
 
 
 def holds(properties: dict[str, str], coverage: float, rows: list[Trace]) -> bool:
-    (verdict,) = judge({"m": ModeSpecification(properties, coverage, 0.0)}, rows, {})
+    (verdict,) = judge(
+        {"m": ModeSpecification(properties, coverage, 0.0)}, rows, dict.fromkeys(properties, 0.0)
+    )
     return verdict.verdict == SATISFIED
 
 
