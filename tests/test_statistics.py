@@ -24,13 +24,13 @@ def test_59_of_59_bound_the_share_at_95_percent():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.data(), st.integers(1, 8), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_clopper_pearson_solves_its_definition(probes, data, candidates, confidence):
+def test_clopper_pearson_solves_its_definition(probes, data, statements, confidence):
     satisfied = data.draw(st.integers(1, probes))
-    bound = clopper_pearson_lower(satisfied, probes, confidence, candidates)
+    bound = clopper_pearson_lower(satisfied, probes, confidence, statements)
     # At the bound, as many successes or more have exactly the allowed probability.
-    assert stats.binom.sf(satisfied - 1, probes, bound) == pytest.approx((1 - confidence) / candidates)
+    assert stats.binom.sf(satisfied - 1, probes, bound) == pytest.approx((1 - confidence) / statements)
     assert bound <= satisfied / probes
-    assert clopper_pearson_lower(satisfied, probes, confidence, candidates + 1) < bound
+    assert clopper_pearson_lower(satisfied, probes, confidence, statements + 1) < bound
 
 
 def test_no_evidence_bounds_nothing():
@@ -44,7 +44,7 @@ def test_no_evidence_bounds_nothing():
         ((-1, 59), "got -1"),
         ((5, 9, 1.0), "confidence"),
         ((5, 9, math.nan), "confidence"),
-        ((5, 9, 0.95, 0), "candidates"),
+        ((5, 9, 0.95, 0), "statements"),
     ],
 )
 def test_impossible_counts_are_refused(arguments, message):

@@ -18,19 +18,20 @@ MIN_CLUSTERS = 3
 
 
 def clopper_pearson_lower(
-    satisfied: int, probes: int, confidence: float = 0.95, candidates: int = 1
+    satisfied: int, probes: int, confidence: float = 0.95, statements: int = 1
 ) -> float:
     """One-sided lower bound on the share of prompts that satisfy, after Clopper and Pearson (1934).
 
-    Exact for independent probes from the population in question. When the candidate was picked among
-    `candidates` judged on the same probes, each gets its part of the error (Bonferroni). 59 of 59 with one
-    candidate gives 0.950. No probes, or none satisfied, gives 0.0. Raises ValueError on impossible counts.
+    Exact for independent probes from the population in question. Where this is one of several `statements`
+    made together on the same probes, or picked among them, each gets its part of the error (Bonferroni). 59 of
+    59 in one statement gives 0.950. No probes, or none satisfied, gives 0.0. Raises ValueError on impossible
+    counts.
     """
     if not 0 <= satisfied <= probes:
         raise ValueError(f"satisfied: expected 0 to {probes} probes, got {satisfied}")
-    if candidates < 1:
-        raise ValueError(f"candidates: expected at least 1, got {candidates}")
-    alpha = (1.0 - _checked_confidence(confidence)) / candidates
+    if statements < 1:
+        raise ValueError(f"statements: expected at least 1, got {statements}")
+    alpha = (1.0 - _checked_confidence(confidence)) / statements
     if satisfied == 0:
         return 0.0
     return float(betaincinv(satisfied, probes - satisfied + 1, alpha))

@@ -5,6 +5,7 @@ unbounded operator takes those of its operand's steps that lie on its side, and 
 be evaluated is thus undefined, and never true by default. Standard library only, Python 3.8.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Tuple
 
@@ -19,7 +20,7 @@ from toggle_runtime.formula import (
     operands_of,
 )
 
-__all__ = ["Span", "horizon", "lookback", "span_of", "unset_reason"]
+__all__ = ["Span", "horizon", "lookback", "reach_of", "span_of", "unset_reason"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,24 @@ def span_of(formula: Formula) -> Span:
     elif not isinstance(formula, (Not, And)):
         raise TypeError(f"expected a formula, got {type(formula).__name__}")
     return Span(first, rest, max(least, first + rest + 1))
+
+
+def reach_of(formula: Formula) -> Tuple[float, float]:
+    """First and last step, relative to the current one, on which the value can depend; infinite where unbounded.
+
+    Steps between them that an operator leaves out count as well.
+    """
+    if isinstance(formula, Predicate):
+        return 0, 0
+    reaches = [reach_of(operand) for operand in operands_of(formula)]
+    begin, end = min(first for first, _ in reaches), max(last for _, last in reaches)
+    if isinstance(formula, (Always, Historically, Until)):
+        near, far = formula.interval or (0, math.inf)
+        if isinstance(formula, Historically):
+            return begin - far, end - near
+        # What is left of `until` counts from the current step on, however late its window begins.
+        return begin + (near if isinstance(formula, Always) else 0), end + far
+    return begin, end
 
 
 def horizon(formula: Formula) -> int:

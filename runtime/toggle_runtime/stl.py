@@ -31,7 +31,7 @@ from toggle_runtime.formula import (
     with_predicates,
 )
 from toggle_runtime.parser import parse
-from toggle_runtime.spans import horizon, lookback, span_of, unset_reason
+from toggle_runtime.spans import horizon, lookback, reach_of, span_of, unset_reason
 from toggle_runtime.windows import (
     Attained,
     lesser,
@@ -65,6 +65,7 @@ __all__ = [
     "relaxed",
     "robustness",
     "robustness_bounds",
+    "robustness_series",
     "signals_of",
 ]
 
@@ -143,8 +144,50 @@ def robustness_bounds(
     return RobustnessBounds(np.where(known, least, np.nan), np.where(known, most, np.nan), step)
 
 
+def robustness_series(formula: Formula, trace: Mapping[str, Floats]) -> Floats:
+    """Robustness at every step, `(..., T)` float64, signals as in `robustness`: for people to look at.
+
+    NaN at the steps at which the formula has no value on a trace of this length, all of them if it is too short,
+    and at those whose value can depend on a step at which a used signal is NaN or infinite. For a formula that
+    does not look back, the value at step t is that of `robustness` on the trace from t on.
+
+    Raises UnsetError when a used signal is missing or empty, or when shapes differ.
+    """
+    rows = _used(formula, trace)
+    finite = _finite(rows)
+    length = _length(rows)
+    series = np.full(finite.shape, np.nan)
+    span = span_of(formula)
+    if length < span.least:
+        return series
+    for row in rows.values():
+        row[~finite] = 0.0
+    first, last = span.within(length)
+    with np.errstate(over="ignore"):
+        value, _ = _evaluate(formula, rows, first, last)
+    # Of so many steps up to each one how many are not finite, so that a window's number is a difference.
+    spoilt = np.cumsum(~finite, axis=-1)
+    spoilt = np.concatenate([np.zeros_like(spoilt[..., :1]), spoilt], axis=-1)
+    begin, end = reach_of(formula)
+    steps = np.arange(first, last + 1)
+    low = np.clip(steps + begin, 0, length).astype(np.int64)
+    high = np.clip(steps + end + 1, 0, length).astype(np.int64)
+    known = (spoilt[..., high] == spoilt[..., low]) & np.isfinite(value)
+    series[..., first : last + 1] = np.where(known, value, np.nan)
+    return series
+
+
 def _rows(formula: Formula, trace: Mapping[str, Floats]) -> Dict[str, Floats]:
     """Copies of the used signals, as float64. Raises UnsetError where they give the formula no value."""
+    rows = _used(formula, trace)
+    reason = unset_reason(formula, _length(rows))
+    if reason:
+        raise UnsetError(reason)
+    return rows
+
+
+def _used(formula: Formula, trace: Mapping[str, Floats]) -> Dict[str, Floats]:
+    """Copies of the used signals, as float64, all of one shape."""
     rows: Dict[str, Floats] = {}
     for name in sorted(signals_of(formula)):
         if name not in trace:
@@ -157,9 +200,6 @@ def _rows(formula: Formula, trace: Mapping[str, Floats]) -> Dict[str, Floats]:
     if len({row.shape for row in rows.values()}) > 1:
         shapes = ", ".join(f"{name!r} {row.shape}" for name, row in rows.items())
         raise UnsetError(f"signals of one trace differ in shape: {shapes}")
-    reason = unset_reason(formula, _length(rows))
-    if reason:
-        raise UnsetError(reason)
     return rows
 
 

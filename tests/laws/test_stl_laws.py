@@ -5,7 +5,16 @@ import pytest
 from formulas import SIGNALS, intervals, nodes, numbers, operands_of, parts_of, series, signals_of, text_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toggle_runtime.stl import UnsetError, horizon, lookback, parse, relaxed, robustness, robustness_bounds
+from toggle_runtime.stl import (
+    UnsetError,
+    horizon,
+    lookback,
+    parse,
+    relaxed,
+    robustness,
+    robustness_bounds,
+    robustness_series,
+)
 
 laws = settings(max_examples=70, deadline=None)
 positive = st.integers(1, 16).map(lambda n: n / 8)
@@ -311,3 +320,56 @@ def test_ends_in_the_wrong_order_are_refused(node, trace, step):
     upper[name][step % len(upper[name])] -= 0.5
     with pytest.raises(ValueError, match="lower <= upper"):
         robustness_bounds(parse(text_of(node)), trace, upper)
+
+
+def values_of(node, trace):
+    """The oracle's value at every step, NaN where there is none."""
+    return np.array([np.nan if value is None else value for value in series(node, trace)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(nodes(), traces())
+def test_the_series_is_the_value_at_every_step(node, trace):
+    np.testing.assert_array_equal(robustness_series(parse(text_of(node)), trace), values_of(node, trace))
+
+
+@laws
+@given(future, traces())
+def test_the_series_of_the_future_is_robustness_on_what_is_left_of_the_trace(node, trace):
+    found = robustness_series(parse(text_of(node)), trace)
+    for step, value in enumerate(found):
+        rest = {name: row[step:] for name, row in trace.items()}
+        expected = value_of(text_of(node), rest)
+        assert np.isnan(value) if expected is None else value == expected, step
+
+
+@settings(max_examples=100, deadline=None)
+@given(nodes(), traces(), st.integers(0, 8), seeds, st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_a_broken_step_leaves_those_of_the_series_that_cannot_depend_on_it(node, trace, at, seed, poison):
+    at = min(at, len(trace["a"]) - 1)
+    broken = {name: row.copy() for name, row in trace.items()}
+    used = sorted(signals_of(node))
+    broken[used[seed % len(used)]][at] = poison
+    formula = parse(text_of(node))
+    found, whole = robustness_series(formula, broken), values_of(node, trace)
+    known = ~np.isnan(found)
+    np.testing.assert_array_equal(found[known], whole[known])
+    # Whatever stands at the broken step, the values that are left are the same.
+    other = {name: row.copy() for name, row in trace.items()}
+    for name in used:
+        other[name][at] = drawn(seed, trace)[name][at]
+    np.testing.assert_array_equal(found[known], values_of(node, other)[known])
+    if node[0] == "predicate":
+        assert list(np.flatnonzero(~known)) == [at]
+
+
+@laws
+@given(nodes(), st.integers(1, 9), seeds)
+def test_a_batch_of_series_is_a_loop(node, length, seed):
+    rows = np.random.default_rng(seed).integers(-16, 17, size=(len(SIGNALS), 2, 3, length)) / 8
+    rows[0, 1, 2, length // 2] = np.nan
+    batch = robustness_series(parse(text_of(node)), dict(zip(SIGNALS, rows, strict=True)))
+    assert batch.shape == (2, 3, length)
+    for index in np.ndindex(2, 3):
+        one = {name: row[index] for name, row in zip(SIGNALS, rows, strict=True)}
+        np.testing.assert_array_equal(batch[index], robustness_series(parse(text_of(node)), one))

@@ -17,6 +17,7 @@ from toggle_runtime.stl import (
     relaxed,
     robustness,
     robustness_bounds,
+    robustness_series,
     signals_of,
 )
 
@@ -281,3 +282,24 @@ def test_leading_axes_are_a_batch():
     assert value.dtype == np.float64
     for index in np.ndindex(2, 3):
         assert (value[index], step[index]) == robustness(parse(RECOVERY), {"jsd": rows[index]})
+
+
+def test_a_series_has_gaps_where_there_is_no_value():
+    jsd = np.array([0.1, 0.4, 0.1, np.nan, 0.1, 0.2])
+    of = {"jsd": jsd}
+    np.testing.assert_allclose(robustness_series(parse("jsd <= 0.25"), of), 0.25 - jsd)
+    found = robustness_series(parse("eventually[0,1] (jsd <= 0.25)"), of)
+    np.testing.assert_allclose(found, [0.15, 0.15, np.nan, np.nan, 0.15, np.nan])
+    found = robustness_series(parse("always (jsd <= 0.25)"), of)
+    np.testing.assert_allclose(found, [np.nan] * 4 + [0.05, 0.05])
+    found = robustness_series(parse("historically (jsd <= 0.25)"), of)
+    np.testing.assert_allclose(found, [0.15, -0.15, -0.15] + [np.nan] * 3)
+    assert np.isnan(robustness_series(parse("always[0,9] (jsd <= 0.25)"), of)).all()
+    np.testing.assert_array_equal(jsd, [0.1, 0.4, 0.1, np.nan, 0.1, 0.2])
+    with pytest.raises(UnsetError, match="'context' is missing"):
+        robustness_series(parse("context >= 0.7"), of)
+
+
+def test_a_margin_that_overflows_is_a_gap():
+    found = robustness_series(parse("a <= 1e308"), {"a": np.array([0.0, -1e308])})
+    np.testing.assert_array_equal(found, [1e308, np.nan])

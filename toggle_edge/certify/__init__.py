@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from toggle_runtime.records import Coverage, ModeSpecification, ModeVerdict
+from toggle_runtime.records import ModeSpecification, ModeVerdict
 from toggle_runtime.signals import Trace
 from toggle_runtime.stl import FormulaError
 
+from toggle_edge.certify.bounds import (
+    ALONE,
+    CoverageBound,
+    Division,
+    coverage_bound,
+    of_selected,
+    of_tried,
+)
 from toggle_edge.certify.monitor import Monitor
 from toggle_edge.certify.recomputation import (
     TOLERANCE,
@@ -22,32 +30,22 @@ from toggle_edge.certify.recomputation import (
     series_of,
 )
 from toggle_edge.errors import CertificationError
-from toggle_edge.statistics import clopper_pearson_lower
 
-__all__ = ["Certificate", "CoverageBound", "certify", "coverage_bound"]
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class CoverageBound:
-    """What the probes of one mode say about all prompts.
-
-    `lower_bound` is the least share of prompts that satisfy the specification, at 95 % confidence divided
-    among `candidates`; `statement` says so in one sentence, with what it takes for granted.
-    """
-
-    mode: str
-    satisfied: int
-    probes: int
-    candidates: int
-    lower_bound: float
-    statement: str
+__all__ = [
+    "ALONE",
+    "Certificate",
+    "CoverageBound",
+    "Division",
+    "certify",
+    "coverage_bound",
+    "of_selected",
+    "of_tried",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Whether the claim is what the traces say, where it is not, and the bound of each mode.
+    """Whether the claim is what the traces say, where it is not, and the bound of each mode that is stated.
 
     `certified` means that the claim is true, not that it is favourable: an agreed VIOLATED or UNSET is
     certified too.
@@ -66,12 +64,14 @@ def certify(
     noise_floor: Mapping[str, float],
     *,
     candidates: int,
+    stated: Sequence[str] | None = None,
 ) -> Certificate:
     """Judge a run again and compare with what its record claims.
 
     `traces` and `repeated` are both runs of the artifact, one entry per probe in the bundle's order;
-    `candidates` is how many were judged on these probes. Numbers may differ by 1e-9, everything else must be
-    equal; of an UNSET verdict's reason only the presence is compared. A claim without traces, or whose two
+    `candidates` is how many were judged on these probes. `stated` are the modes that get a bound, None being
+    all: they are stated together, so each weakens the others. Numbers may differ by 1e-9, everything else must
+    be equal; of an UNSET verdict's reason only the presence is compared. A claim without traces, or whose two
     runs differ in probes, is not certified.
 
     Raises CertificationError when a formula of the specification cannot be read or RTAMT fails.
@@ -95,26 +95,14 @@ def certify(
         *_repetitions(record_modes),
         *_differences(_claim(record_modes, noise_floor), _claim(modes, floors)),
     )
-    bounds = {verdict.mode: coverage_bound(verdict.mode, verdict.coverage, candidates) for verdict in modes}
+    bounded = {name: mode for name, mode in specification.items() if stated is None or name in stated}
+    division = of_tried(candidates, bounded)
+    bounds = {
+        verdict.mode: coverage_bound(verdict.mode, verdict.coverage, division)
+        for verdict in modes
+        if verdict.mode in bounded
+    }
     return Certificate(not disagreements, disagreements, bounds)
-
-
-def coverage_bound(mode: str, coverage: Coverage, candidates: int) -> CoverageBound:
-    """What a coverage says about all prompts (Clopper and Pearson 1934), `candidates` having been judged on them."""
-    lower = clopper_pearson_lower(coverage.satisfied, coverage.probes, CONFIDENCE, candidates)
-    divided = f" (the rest divided among {candidates} candidates)" if candidates > 1 else ""
-    statement = (
-        f"With {100 * CONFIDENCE:.0f} % confidence{divided}, at least {_percent_down(lower)} % of prompts "
-        f"satisfy every property of mode {mode} at once, as {coverage.satisfied} of {coverage.probes} probes "
-        "do; this takes for granted that the probes were drawn independently from those prompts and that the "
-        "search did not see them."
-    )
-    return CoverageBound(mode, coverage.satisfied, coverage.probes, candidates, lower, statement)
-
-
-def _percent_down(share: float) -> str:
-    """One decimal, rounded down: a bound must not gain by being printed."""
-    return f"{int(share * 1000) / 10:.1f}"
 
 
 def _gaps(

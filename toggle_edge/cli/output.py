@@ -46,9 +46,7 @@ def run(
     outcome: Callable[[Result], str],
 ) -> None:
     """Do the work with progress on stderr, print the result, exit with its outcome's code."""
-    from rich.console import Console
-
-    from toggle_edge.report.cells import WIDTH
+    from toggle_edge.report.cells import console_on_stdout
     from toggle_edge.report.progress import on_stderr
 
     with on_stderr() as reporter:
@@ -56,5 +54,5 @@ def run(
     if as_json:
         typer.echo(json.dumps(to_json(result), allow_nan=False))
     else:
-        to_people(result, Console(width=WIDTH))
+        to_people(result, console_on_stdout())
     raise typer.Exit(EXIT_CODES.get(outcome(result), 3))

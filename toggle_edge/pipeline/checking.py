@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.records import ERROR, FAIL, MARGINAL, PASS, SATISFIED, UNSET, ModeVerdict
+from toggle_runtime.signals import Trace
+from toggle_runtime.stl import Always, Formula, Not, parse, robustness_series
 
 from toggle_edge.certify import coverage_bound
 from toggle_edge.cost import proxy_flops_ratio
 from toggle_edge.errors import ConfigError
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
+from toggle_edge.pipeline.loop import Prepared
 from toggle_edge.probes import excerpt
 from toggle_edge.profiles import nearest
 from toggle_edge.report.check import CheckResult
 from toggle_edge.report.progress import Reporter
+from toggle_edge.report.series import Series
 from toggle_edge.tightening import tightened
+
+EXCERPT_TOKENS = 10
+"""Tokens shown on either side of the one that decides."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,6 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     report("check", 1, 1, config.summary())
     verdict, required = evaluation.modes[mode], prepared.specification[mode].avgpp
     outcome, reason = _outcome(verdict, evaluation.avgpp, required)
-    probes = prepared.probes.certificate
-    places = {(v.argmin.probe, v.argmin.step) for v in verdict.verdicts if v.argmin is not None}
     mine = None
     if options.mine and verdict.verdict != UNSET:
         mine = tightened(prepared.specification[mode], prepared.profile.modes[mode].relax, traces)
@@ -56,16 +61,46 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         mode=mode,
         config=config,
         verdict=verdict,
-        bound=coverage_bound(mode, verdict.coverage, 1),
+        bound=None if verdict.verdict == UNSET else coverage_bound(mode, verdict.coverage),
         avgpp=evaluation.avgpp,
         avgpp_required=required,
         proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
         proxy_bytes=evaluation.cost.proxy_bytes,
-        excerpts={
-            (probe, step): excerpt(prepared.model.tokenizer, probes[probe], step) for probe, step in places
-        },
+        series=_series(prepared, verdict, prepared.specification[mode].properties, traces),
         mine=mine,
     )
+
+
+def _series(
+    prepared: Prepared, judged: ModeVerdict, properties: Mapping[str, str], traces: Sequence[Trace]
+) -> dict[str, Series | None]:
+    """By property, robustness over time at the place that decides it; None where nothing does."""
+    series: dict[str, Series | None] = {}
+    for verdict in judged.verdicts:
+        argmin = verdict.argmin
+        if argmin is None:
+            series[verdict.property] = None
+            continue
+        formula = _over_time(parse(properties[verdict.property]))
+        values = robustness_series(formula, traces[argmin.probe].signals)
+        probe = prepared.probes.certificate[argmin.probe]
+        words = excerpt(prepared.model.tokenizer, probe, argmin.step, tokens=EXCERPT_TOKENS)
+        series[verdict.property] = Series(argmin, str(formula), tuple(map(float, values)), words)
+    return series
+
+
+def _over_time(formula: Formula) -> Formula:
+    """What an unbounded `always`, or `eventually`, ranges over: its least, or greatest, value is the robustness.
+
+    The robustness of such a formula itself says little: it only changes where the extreme is passed.
+    """
+    inner = formula.operand if isinstance(formula, Not) else formula
+    if not isinstance(inner, Always) or inner.interval is not None:
+        return formula
+    operand = inner.operand
+    if inner is formula:
+        return operand
+    return operand.operand if isinstance(operand, Not) else Not(operand)
 
 
 def known_mode(mode: str, specification: Mapping[str, object]) -> str:

@@ -78,11 +78,12 @@ def judge_run(
     probes: Sequence[Probe | BundledProbe],
     *,
     candidates: int,
+    stated: Sequence[str] | None = None,
 ) -> Judged:
     """Certify a run's claim from its own traces. A disagreement is an ERROR, whatever the device said.
 
-    `probes` are those that were sent. A run whose parity pass is missing or failed proves nothing of what was
-    searched, and is an ERROR too.
+    `probes` are those that were sent; `candidates` and `stated` are as in `certify`. A run whose parity pass is
+    missing or failed proves nothing of what was searched, and is an ERROR too.
     """
     summary = measured(record)
     if record.outcome not in (PASS, FAIL):
@@ -111,6 +112,7 @@ def judge_run(
             repeated,
             record.noise_floor,
             candidates=candidates,
+            stated=stated,
         )
     except (SignalsError, CertificationError) as exc:
         return Judged(record, summary, {}, None, ERROR, f"the traces cannot be certified: {exc}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toggle_runtime.records import FAIL, PASS
 
-from toggle_edge.certify import coverage_bound
+from toggle_edge.certify import Division, coverage_bound, of_selected
 from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
@@ -82,20 +82,20 @@ def _selected(
     prepared: Prepared, chosen: Mapping[str, Trial | None], folder: Path, report: Reporter
 ) -> dict[str, Selected | None]:
     distinct = {trial.index: trial for trial in chosen.values() if trial is not None}
+    names = {mode: f"trial {trial.index}" for mode, trial in chosen.items() if trial is not None}
+    division = of_selected(names, prepared.specification)
     judged: dict[int, Evaluation] = {}
     for trial in distinct.values():
         judged[trial.index] = prepared.certifier.evaluate(trial.config)
         report("certificate", len(judged), len(distinct), "the winners on probes that the search did not see")
     return {
-        mode: None
-        if trial is None
-        else _winner(prepared, mode, trial, judged[trial.index], folder, len(distinct))
+        mode: None if trial is None else _winner(prepared, mode, trial, judged[trial.index], folder, division)
         for mode, trial in chosen.items()
     }
 
 
 def _winner(
-    prepared: Prepared, mode: str, trial: Trial, evaluation: Evaluation, folder: Path, candidates: int
+    prepared: Prepared, mode: str, trial: Trial, evaluation: Evaluation, folder: Path, division: Division
 ) -> Selected:
     path = folder / f"trial-{trial.index}.json"
     path.write_text(json.dumps(trial.config.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def _winner(
         config_file=str(path),
         proxy_bytes=cost.proxy_bytes,
         verdict=verdict,
-        bound=coverage_bound(mode, verdict.coverage, candidates),
+        bound=coverage_bound(mode, verdict.coverage, division),
         avgpp=evaluation.avgpp,
         holds=evaluation.holds(mode, prepared.specification),
     )

@@ -62,7 +62,7 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         folder = output / result.record.run_id
         (output / "latest.partial").rename(folder)
     traces = folder / "traces.npz" if result.traces else None
-    judged = judge_run(result.record, traces, bundle, probes, candidates=1)
+    judged = judge_run(result.record, traces, bundle, probes, candidates=1, stated=[mode])
     report("device", steps, steps, judged.outcome)
     budget = budget_of(device)
     over = over_budget(judged.measured, budget) if judged.modes else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypedDict, TypeGuard
 
@@ -11,17 +13,19 @@ from rich.text import Text
 from toggle_runtime.records import MARGINAL, PASS, SATISFIED, UNSET, VIOLATED, Argmin, Measurement
 
 WIDTH = 100
-"""Columns of everything that is printed."""
+"""Columns of what is printed where there is no terminal that says how many it has."""
+
+WIDEST = 120
 
 STYLES = {SATISFIED: "green", MARGINAL: "yellow", VIOLATED: "red", UNSET: "red"}
 
 
 class _Title(TypedDict):
     title_justify: Literal["left"]
-    width: int
+    expand: bool
 
 
-TITLE: _Title = {"title_justify": "left", "width": WIDTH}
+TITLE: _Title = {"title_justify": "left", "expand": True}
 
 
 class Valued(Protocol):
@@ -33,11 +37,22 @@ class Valued(Protocol):
     def ci95(self) -> list[float] | None: ...
 
 
+def console_on_stdout() -> Console:
+    """As wide as the terminal, up to where lines get hard to read; `WIDTH` where there is none.
+
+    A character that stdout's encoding lacks, of a model's text or ours, is printed as `?`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console()
+    return Console(width=min(console.width, WIDEST) if console.is_terminal else WIDTH)
+
+
 def print_entry(console: Console, heading: str, sentence: str) -> None:
     """A heading and a sentence that wraps beside it."""
-    grid = Table.grid(padding=(0, 1))
+    grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=11, no_wrap=True)
-    grid.add_column(width=WIDTH - 12)
+    grid.add_column(ratio=1)
     grid.add_row(heading, Text(sentence))
     console.print(grid)
 
@@ -53,7 +68,7 @@ def place(argmin: Argmin | None, excerpts: Mapping[tuple[int, int], str]) -> str
     """Where a robustness was attained, with the words around it where they are known."""
     if argmin is None:
         return "-"
-    layer = "" if argmin.layer is None else f", layer {argmin.layer}"
+    layer = "" if argmin.layer is None else f", block {argmin.layer}"
     words = excerpts.get((argmin.probe, argmin.step))
     return f"probe {argmin.probe}, step {argmin.step}{layer}" + (f' "{words}"' if words else "")
 

@@ -11,28 +11,29 @@ from toggle_runtime.records import ModeVerdict
 
 from toggle_edge.certify import CoverageBound
 from toggle_edge.config import Config
-from toggle_edge.report.cells import number, print_entry, print_outcome
+from toggle_edge.report.cells import print_entry, print_outcome
+from toggle_edge.report.series import Series, print_series, series_json
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
 from toggle_edge.tightening import Tightened, as_profile
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One config judged on the certificate probes. AvgPP in percent; `excerpts` maps (probe, step) to the words
-    around it; `mine` are the tightest thresholds that hold, None where they were not asked for or nothing could be
-    judged."""
+    """One config judged on the certificate probes. AvgPP in percent; `series` is None for a property that could
+    not be judged, `bound` where the mode could not; `mine` are the tightest thresholds that hold, None where they
+    were not asked for or nothing could be judged."""
 
     outcome: str
     reason: str | None
     mode: str
     config: Config
     verdict: ModeVerdict
-    bound: CoverageBound
+    bound: CoverageBound | None
     avgpp: float | None
     avgpp_required: float
     proxy_flops_ratio: float
     proxy_bytes: int
-    excerpts: Mapping[tuple[int, int], str]
+    series: Mapping[str, Series | None]
     mine: Mapping[str, Tightened] | None = None
 
 
@@ -46,6 +47,7 @@ def check_json(result: CheckResult) -> dict[str, object]:
         "verdict": result.verdict.verdict,
         "robustness": result.verdict.robustness,
         "verdicts": verdicts_json(result.verdict),
+        "series": series_json(result.series),
         "coverage": coverage_json(result.verdict, result.bound),
         "avgpp": result.avgpp,
         "proxy_flops_ratio": result.proxy_flops_ratio,
@@ -64,13 +66,14 @@ def print_check(result: CheckResult, console: Console) -> None:
         "cost",
         f"{result.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16, {result.proxy_bytes / 1e6:.2f} MB by formula",
     )
-    print_entry(
-        console, "AvgPP", f"{number(result.avgpp, 2)} %, mode {result.mode} needs {result.avgpp_required:g}"
-    )
+    reached = "could not be computed" if result.avgpp is None else f"{result.avgpp:.2f} %"
+    print_entry(console, "AvgPP", f"{reached}, mode {result.mode} needs {result.avgpp_required:g} %")
     console.print()
-    console.print(verdict_table(f"the contract, mode {result.mode}", result.verdict, result.excerpts))
+    console.print(verdict_table(f"the contract, mode {result.mode}", result.verdict, {}))
+    print_series(console, result.series, result.verdict)
     print_entry(console, "coverage", coverage_sentence(result.verdict))
-    print_entry(console, "bound", result.bound.statement)
+    if result.bound is not None:
+        print_entry(console, "bound", result.bound.statement)
     if result.mine is not None:
         print_entry(
             console, "mine", f"the tightest thresholds with which {result.mode} holds, for a profile:"
