@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from toggle_runtime.records import ModeSpecification, ModeVerdict, from_data
-from toggle_runtime.signals import Trace
+from toggle_runtime.signals import Trace, exact_trace
 from toggle_runtime.verdicts import judge, noise_floor
 
 from toggle_edge.certify import certify
@@ -39,7 +39,7 @@ def run_of(probes=10, steps=12, layers=3, seed=0, noise=0.0, damage=0.25, uneven
         if probe == 7:
             signals["jsd"][5] = 0.6
         signals = {name: row + noise * jitter.uniform(-1, 1, size=length) for name, row in signals.items()}
-        traces.append(Trace(signals, answer, attention))
+        traces.append(exact_trace(signals, answer, {"attention": attention}))
     return traces
 
 
@@ -90,7 +90,7 @@ NUMBERS = [(path, value) for path, value in ALL_LEAVES if isinstance(value, int 
 OPTIONAL = [
     (path, value)
     for path, value in ALL_LEAVES
-    if path[-1] in ("robustness", "avgpp", "worst", "layer", "reason")
+    if path[-1] in ("robustness", "robustness_upper", "avgpp", "worst", "layer", "reason")
 ]
 WORDS = [(path, value) for path, value in ALL_LEAVES if isinstance(value, str)]
 
@@ -98,9 +98,10 @@ WORDS = [(path, value) for path, value in ALL_LEAVES if isinstance(value, str)]
 def test_the_claim_under_test_has_every_kind_of_entry():
     assert {mode.verdict for mode in MODES} == {"SATISFIED", "VIOLATED"}
     assert {path[-1] for path, _ in NUMBERS} == {
-        *("robustness", "worst", "avgpp", "probe", "step", "layer", "satisfied", "probes", "required")
+        *("robustness", "robustness_upper", "worst", "avgpp"),
+        *("probe", "step", "layer", "satisfied", "probes", "required"),
     }
-    assert len(NUMBERS) == 3 * (2 + 3 + 4 * 4 + 1)
+    assert len(NUMBERS) == 3 * (2 + 3 + 4 * 5 + 1)
     assert all(floor > 0 for floor in FLOORS.values())
 
 
@@ -150,6 +151,51 @@ def test_no_noise_floor_can_be_altered_or_dropped(name):
         {**FLOORS, "invented": 0.0},
     ):
         assert certified(floors=floors).certified is False
+
+
+def blurred(traces, width, seed=5):
+    """The same traces, known only as intervals."""
+    rng = np.random.default_rng(seed)
+    return [
+        Trace(
+            {name: row - width * rng.uniform(size=row.shape) for name, row in trace.lower.items()},
+            {name: row + width * rng.uniform(size=row.shape) for name, row in trace.upper.items()},
+            trace.answer,
+            trace.layers,
+        )
+        for trace in traces
+    ]
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.02, 0.3])
+def test_an_honest_claim_of_intervals_is_certified_and_an_altered_one_is_not(width):
+    traces, repeated = blurred(TRACES, width), blurred(REPEATED, width)
+    modes, floors = claim_of(SPECIFICATION, traces, repeated)
+    assert certified(modes, traces=traces, repeated=repeated, floors=floors).disagreements == ()
+    words = {verdict.verdict for mode in modes for verdict in mode.verdicts}
+    assert ("UNSET" in words) == (width > 0.1)
+    # A device that takes the middle, or the favourable end, for the truth is found out.
+    for end in (0.5, 1.0):
+        points = [
+            exact_trace(
+                {
+                    name: row + (trace.upper[name] - row) * (1 - end if name == "jsd" else end)
+                    for name, row in trace.lower.items()
+                },
+                trace.answer,
+                trace.layers,
+            )
+            for trace in traces
+        ]
+        claim = judge(SPECIFICATION, points, floors)
+        assert certified(claim, traces=traces, repeated=repeated, floors=floors).certified is False
+
+
+def test_crossed_ends_are_no_traces():
+    first = TRACES[0]
+    crossed = Trace({**first.lower, "jsd": first.lower["jsd"] + 1}, first.upper, first.answer, first.layers)
+    with pytest.raises(CertificationError, match="at most the upper ones"):
+        certified(traces=[crossed, *TRACES[1:]])
 
 
 def test_entries_cannot_be_dropped_repeated_or_exchanged():
@@ -205,7 +251,9 @@ def test_a_broken_repetition_contradicts_a_claimed_noise_floor():
     )
     # To leave the floor out of the claim does not help: without one nothing is more than MARGINAL.
     floors = {name: floor for name, floor in FLOORS.items() if name != "contextual_consistency"}
-    certificate = certified(judge(SPECIFICATION, TRACES, floors), repeated=repeated, floors=floors)
+    assert certified(judge(SPECIFICATION, TRACES, floors), repeated=repeated, floors=floors).certified
+    trusting = judge(SPECIFICATION, TRACES, {**floors, "contextual_consistency": 0.0})
+    certificate = certified(trusting, repeated=repeated, floors=floors)
     assert [entry.split(":")[0] for entry in certificate.disagreements] == [
         "optimal.contextual_consistency.verdict",
         "relaxed.contextual_consistency.verdict",
@@ -228,9 +276,9 @@ def test_an_honest_unset_is_certified_and_stays_unset():
 
 
 def test_an_argmin_may_name_any_step_that_attains_the_value():
-    traces = [Trace({"jsd": np.array([0.1, 0.2, 0.2, 0.1])}, np.ones(4, dtype=bool), np.zeros((0, 4)))]
+    traces = [exact_trace({"jsd": np.array([0.1, 0.2, 0.2, 0.1])}, np.ones(4, dtype=bool), {})]
     specification = {"strict": ModeSpecification({"x": "always (jsd <= 0.25)"}, 1.0, 99.0)}
-    (mode,) = judge(specification, traces, {})
+    (mode,) = judge(specification, traces, {"x": 0.0})
     for step, holds in ((0, False), (1, True), (2, True), (3, False), (4, False)):
         data = asdict(mode)
         data["verdicts"][0]["argmin"]["step"] = step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer.main
 
 from toggle_edge import __version__
 from toggle_edge.cli import app
-from toggle_edge.profiles import BUDGET_KEYS, MODES, builtin_profiles
+from toggle_edge.profiles import BUDGET_KEYS, MODES, ProbeCounts, builtin_profiles
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.glob("*.md")}
@@ -81,7 +82,8 @@ def test_every_exit_code_is_explained(code: str) -> None:
 
 
 def test_every_profile_key_is_in_the_page_and_no_other() -> None:
-    keys = ["default_mode", "search.formats", "probes.search", "probes.certificate", "probes.min_steps"]
+    keys = ["default_mode", "search.formats"]
+    keys += [f"probes.{field.name}" for field in dataclasses.fields(ProbeCounts)]
     keys += [f"properties.NAME.{key}" for key in ("formula", "threshold")]
     keys += [f"modes.MODE.{key}" for key in ("avgpp", "coverage", "relax")]
     keys += [f"budget.{key}" for key in BUDGET_KEYS]

@@ -45,8 +45,8 @@ REFUSED = {
     "manifest-size-negative": "bytes >= 0",
     "manifest-truncated": "expected JSON",
     "manifest-unknown-key": "unknown key 'surprise'",
-    "manifest-version-3": "written by a newer toggle-edge: upgrade this side",
-    "manifest-version-text": "this side reads 1 and 2",
+    "manifest-version-4": "written by a newer toggle-edge: upgrade this side",
+    "manifest-version-text": "this side reads 1, 2 and 3",
     "record-bool-for-number": "expected a number",
     "record-deep": "expected JSON",
     "record-half-pair": "expected text that is UTF-8",
@@ -54,7 +54,7 @@ REFUSED = {
     "record-infinite": "expected a finite number",
     "record-nan": "not a finite number",
     "record-unknown-key": "unknown key 'score'",
-    "record-version-3": "written by a newer toggle-edge: upgrade this side",
+    "record-version-4": "written by a newer toggle-edge: upgrade this side",
 }
 
 
@@ -70,7 +70,7 @@ def on_the_device(code: str, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("name", ["manifest-v2", "manifest-v2-unsigned", "record-v2"])
+@pytest.mark.parametrize("name", ["manifest-v3", "manifest-v3-unsigned", "record-v3"])
 def test_what_is_written_is_read_and_written_again_byte_by_byte(name: str) -> None:
     text = (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
     assert to_json(from_json(kind_of(name), text)) == text
@@ -84,22 +84,26 @@ def test_what_is_written_is_read_and_written_again_byte_by_byte(name: str) -> No
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["manifest-v1", "record-v1"])
-def test_the_first_version_is_still_read(name: str) -> None:
-    read = from_json(kind_of(name), (GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
-    newer = from_json(kind_of(name), (GOLDEN / f"{name[:-1]}2.json").read_text(encoding="utf-8"))
-    assert read.version == 1
-    assert newer.version == 2
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", ["manifest", "record"])
+def test_earlier_versions_are_still_read(kind: str, version: int) -> None:
+    read = from_json(kind_of(kind), (GOLDEN / f"{kind}-v{version}.json").read_text(encoding="utf-8"))
+    assert read.version == version
     if isinstance(read, Manifest):
-        assert read.signature is None
-        with pytest.raises(BundleError, match="a version without signatures"):
-            signer(read, {})
+        assert (read.signature is None) == (version == 1)
+        if version == 1:
+            with pytest.raises(BundleError, match="a version without signatures"):
+                signer(read, {})
     else:
-        assert (read.parity, read.signed_by) == (None, None)
+        assert (read.parity is None, read.signed_by is None) == (version == 1,) * 2
+        assert {verdict.robustness_upper for mode in read.modes for verdict in mode.verdicts} <= {None}
+        assert all(mode.reason is None for mode in read.modes)
 
 
-def test_both_sides_accept_the_golden_signature_and_no_other() -> None:
-    manifest = from_json(Manifest, (GOLDEN / "manifest-v2.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("version", [2, 3])
+def test_both_sides_accept_the_golden_signature_and_no_other(version: int) -> None:
+    path = GOLDEN / f"manifest-v{version}.json"
+    manifest = from_json(Manifest, path.read_text(encoding="utf-8"))
     ((key, name),) = read_key(GOLDEN / "key.pub").items()
     assert signer(manifest, {key: name}) == "golden"
     assert manifest.signature is not None
@@ -111,7 +115,7 @@ def test_both_sides_accept_the_golden_signature_and_no_other() -> None:
         "manifest = from_json(Manifest, open(sys.argv[1], encoding='utf-8').read())\n"
         "other = dataclasses.replace(manifest, probe_bytes=78)\n"
         "print(signature_holds(manifest, manifest.signature), signature_holds(other, manifest.signature))\n",
-        str(GOLDEN / "manifest-v2.json"),
+        str(path),
     )
     assert done.stdout.split() == ["True", "False"], done.stderr
 
@@ -133,9 +137,12 @@ def test_what_must_be_refused_is_refused_on_both_sides(name: str) -> None:
     assert REFUSED[name] in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("change", [lambda text: text + "\n", lambda text: json.dumps(json.loads(text))])
-def test_a_manifest_that_is_not_canonical_is_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
-    text = (GOLDEN / "manifest-v2.json").read_text(encoding="utf-8")
+def test_a_manifest_that_is_not_canonical_is_refused(
+    tmp_path: Path, change: Callable[[str], str], version: int
+) -> None:
+    text = (GOLDEN / f"manifest-v{version}.json").read_text(encoding="utf-8")
     (tmp_path / "manifest.json").write_text(change(text), encoding="utf-8")
     with pytest.raises(BundleError, match="expected canonical JSON"):
         read_bundle(tmp_path, trusted=read_key(GOLDEN / "key.pub"))
@@ -149,7 +156,7 @@ def bundled(folder: Path, content: bytes) -> Bundle:
     digest = hashlib.sha256(content).hexdigest()
     (folder / "blobs" / "sha256").mkdir(parents=True)
     (folder / "blobs" / "sha256" / digest).write_bytes(content)
-    manifest = from_json(Manifest, (GOLDEN / "manifest-v2.json").read_text(encoding="utf-8"))
+    manifest = from_json(Manifest, (GOLDEN / "manifest-v3.json").read_text(encoding="utf-8"))
     files = {**manifest.files, PROBES: records.Blob(digest, len(content))}
     return Bundle("0" * 64, dataclasses.replace(manifest, files=files), folder)
 
@@ -192,7 +199,7 @@ def test_the_limits_in_the_page_are_those_in_the_code() -> None:
 
 
 def test_every_key_of_manifest_and_record_is_in_the_page() -> None:
-    for name in ("manifest-v2", "record-v2"):
+    for name in ("manifest-v3", "record-v3"):
         for key in json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")):
             assert f"`{key}`" in FORMATS, (name, key)
     for constant in (records.MANIFEST_VERSION, records.RECORD_VERSION):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toggle_runtime.records import SATISFIED, ModeSpecification
-from toggle_runtime.signals import Trace
+from toggle_runtime.signals import Trace, exact_trace
 from toggle_runtime.stl import parse, relaxed
 from toggle_runtime.verdicts import judge
 
@@ -34,20 +34,22 @@ def traces(seed: int, probes: int, steps: int = 8, size: float = 1.0) -> list[Tr
     """Random signals; `size` makes values that no model has, but a threshold may."""
     generator = np.random.default_rng(seed)
     return [
-        Trace(
+        exact_trace(
             {
                 "jsd": size * generator.uniform(0, 1, steps),
                 "attention": size * generator.uniform(0.01, 1, steps),
             },
             np.ones(steps, dtype=bool),
-            np.ones((1, steps)),
+            {},
         )
         for _ in range(probes)
     ]
 
 
 def holds(properties: dict[str, str], coverage: float, rows: list[Trace]) -> bool:
-    (verdict,) = judge({"m": ModeSpecification(properties, coverage, 0.0)}, rows, {})
+    (verdict,) = judge(
+        {"m": ModeSpecification(properties, coverage, 0.0)}, rows, dict.fromkeys(properties, 0.0)
+    )
     return verdict.verdict == SATISFIED
 
 

@@ -36,6 +36,9 @@ MANIFEST = "manifest.json"
 PROBES, BASELINE, CANARY = "probes/probes.json", "probes/baseline.npz", "canary/canary.npz"
 """Where in a bundle the probes, their baseline and the canary lie."""
 
+CANONICAL_SINCE = 2
+"""The manifest version from which on a signature covers, and so needs, the canonical form."""
+
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_PROBES_BYTES = 64 * 2**20
 
@@ -128,7 +131,7 @@ def read_bundle(
             )
         text = path.read_text(encoding="utf-8")
         manifest = from_json(Manifest, text)
-        if manifest.version == MANIFEST_VERSION and to_json(manifest) != text:
+        if manifest.version >= CANONICAL_SINCE and to_json(manifest) != text:
             raise BundleError(f"{path}: expected canonical JSON (sorted keys, no spaces); export it again")
         whose = None
         if manifest.signature is not None or not allow_unsigned:

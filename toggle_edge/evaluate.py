@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from toggle_runtime.records import SATISFIED, ModeSpecification, ModeVerdict
 from toggle_runtime.signals import Outputs, Trace
-from toggle_runtime.verdicts import judge
+from toggle_runtime.verdicts import judge, signals_read
 
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config
@@ -46,7 +46,11 @@ class Evaluator:
         self._bank = bank
         self._probes = probes
         self._specification = specification
-        self.baseline: list[Outputs] = baseline_outputs(model.module, probes)
+        # The noise floor is a property of a device's runs; on the host nothing is marginal.
+        self._no_noise = {name: 0.0 for mode in specification.values() for name in mode.properties}
+        self.baseline: list[Outputs] = baseline_outputs(
+            model.module, probes, free_running="departure" in signals_read(specification)
+        )
 
     def traces(self, config: Config) -> list[Trace]:
         """The config's signals on every probe. Raises ConfigError when it does not fit the model."""
@@ -58,8 +62,7 @@ class Evaluator:
 
     def judged(self, config: Config, traces: Sequence[Trace]) -> Evaluation:
         """Judge a config by the traces that `traces` gave for it."""
-        # The noise floor is a property of a device's runs; on the host nothing is marginal.
-        modes = {verdict.mode: verdict for verdict in judge(self._specification, traces, {})}
+        modes = {verdict.mode: verdict for verdict in judge(self._specification, traces, self._no_noise)}
         avgpp = next(iter(modes.values())).avgpp
         cost = predicted_cost(self._model.layers, config, self._model.kept_parameters)
         return Evaluation(config, modes, avgpp, cost)

@@ -26,6 +26,9 @@ MODES = ("strict", "optimal", "relaxed")
 BUDGET_KEYS = ("artifact_bytes", "memory_bytes", "ttft_ms", "decode_ms_p50", "energy_mj_per_token")
 """Measurements that a budget may limit, each from above."""
 
+MOST_IDS = 2**16 - 1
+"""Ids of a row are counted in two bytes where they are stored."""
+
 _SECTIONS = ("properties", "modes", "search", "probes", "budget", "default_mode")
 _THRESHOLD = re.compile(r"\bthreshold\b")
 
@@ -41,11 +44,18 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class ProbeCounts:
-    """How many probes search and certificate use, and the fewest steps that each must have."""
+    """How many probes search and certificate use, and the fewest steps that each must have.
+
+    Of each certificate probe's baseline a device is sent at most `probe_bytes` bytes: the `distribution_ids` most
+    likely tokens of a step and the `attention_ids` largest weights of an attention row, or fewer where fewer do.
+    """
 
     search: int
     certificate: int
     min_steps: int
+    probe_bytes: int = 8 * 2**20
+    distribution_ids: int = 1024
+    attention_ids: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ def _profile(table: _Table) -> Profile:
     search = table.table("search")
     search.only(("formats",))
     probes = table.table("probes")
-    probes.only(("search", "certificate", "min_steps"))
+    probes.only([field.name for field in dataclasses.fields(ProbeCounts)])
     budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
     budget.only(BUDGET_KEYS)
     if not properties.data:
@@ -137,9 +147,22 @@ def _profile(table: _Table) -> Profile:
         modes={name: _mode(modes.table(name)) for name in MODES},
         default_mode=default_mode,
         formats=_formats(search),
-        probes=ProbeCounts(probes.count("search"), probes.count("certificate"), probes.count("min_steps")),
+        probes=_probe_counts(probes),
         budget={key: budget.number(key, 0.0, math.inf) for key in budget.data},
     )
+
+
+def _probe_counts(table: _Table) -> ProbeCounts:
+    optional = {
+        field.name: table.count(field.name)
+        for field in dataclasses.fields(ProbeCounts)
+        if field.default is not dataclasses.MISSING and field.name in table.data
+    }
+    for key in ("distribution_ids", "attention_ids"):
+        if optional.get(key, 1) > MOST_IDS:
+            raise table.error(key, f"expected a whole number from 1 to {MOST_IDS}, got {optional[key]}")
+    counts = ProbeCounts(table.count("search"), table.count("certificate"), table.count("min_steps"))
+    return dataclasses.replace(counts, **optional)
 
 
 def _property(table: _Table) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from toggle_runtime.records import ModeSpecification
+from toggle_runtime.signals import SIGNALS
 from toggle_runtime.stl import Formula, FormulaError, horizon, lookback, parse, relaxed, signals_of
 
 from toggle_edge.errors import ProfileError
 from toggle_edge.profiles import Profile, nearest
 
 __all__ = ["SIGNALS", "specification_of", "weakened"]
-
-SIGNALS = ("jsd", "attention", "context", "factual")
-"""The signals that host and device compute; a formula may read these and no others."""
 
 
 def specification_of(profile: Profile) -> dict[str, ModeSpecification]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toggle_runtime.arrays import SignalsError, read_npz, write_npz
 from toggle_runtime.records import ParitySample
-from toggle_runtime.signals import SignalsError, read_npz, write_npz
 
 TOLERANCE = 1e-4
 """Largest logit difference that float32 rounding explains; 9e-6 to 2e-5 is what whole models show."""

@@ -73,7 +73,8 @@ def require_version(version: Any, readable: Tuple[int, ...], what: str) -> None:
         return
     newer = isinstance(version, int) and version > max(readable)
     remedy = "it was written by a newer toggle-edge: upgrade this side" if newer else "write it anew"
-    known = " and ".join(str(number) for number in readable)
+    *earlier, last = [str(number) for number in readable]
+    known = f"{', '.join(earlier)} and {last}" if earlier else last
     raise RecordError(f"{what} version: this side reads {known}, got {version!r}; {remedy}")
 
 

@@ -10,15 +10,20 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toggle_runtime import canary, signals, verdicts
+from toggle_runtime import canary, verdicts
 from toggle_runtime.backends import backend_for
+from toggle_runtime.intervals import bounds_of
 from toggle_runtime.meters import memory
-from toggle_runtime.records import LatencySample, Manifest, MemorySample, from_data
+from toggle_runtime.records import MANIFEST_VERSION, LatencySample, Manifest, MemorySample, from_data
+from toggle_runtime.reduction import ReducedBaseline
+from toggle_runtime.reduction_files import read_reduced
 from toggle_runtime.signals import Outputs, Trace
+from toggle_runtime.trace_files import write_traces
 
 Progress = Callable[..., None]
 
@@ -52,11 +57,18 @@ def parity(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
 
 
 def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
-    """Signals on every probe, twice, and the verdicts they lead to. Writes `traces.npz` into the output folder."""
+    """Signals on every probe, twice, and the verdicts they lead to. Writes `traces.npz` into the output folder.
+
+    Raises ValueError for a bundle of an earlier version, whose baseline is not reduced.
+    """
     manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    if manifest.version != MANIFEST_VERSION:
+        raise ValueError(
+            f"bundle: expected a manifest of version {MANIFEST_VERSION}, got {manifest.version}; export it again"
+        )
     backend = backend_for(manifest.target)
     probes = _read_probes(bundle / "probes" / "probes.json")
-    baseline = signals.read_outputs(bundle / "probes" / "baseline.npz")
+    baseline = read_reduced(bundle / "probes" / "baseline.npz")
     if len(baseline) != len(probes):
         raise ValueError(f"probes: expected a baseline for each of {len(probes)} probes, got {len(baseline)}")
     threads = int(request["threads"])
@@ -67,7 +79,7 @@ def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
         runs.append(_traces(backend, model, probes, baseline, batch, functools.partial(progress, step=label)))
     traces, repeated = runs
     floor = verdicts.noise_floor(manifest.specification, traces, repeated)
-    signals.write_traces(Path(request["output"]) / "traces.npz", traces, repeated)
+    write_traces(Path(request["output"]) / "traces.npz", traces, repeated)
     modes = verdicts.judge(manifest.specification, traces, floor)
     environment = {**backend.versions(), "execution_provider": backend.provider(model)}
     return {
@@ -148,26 +160,51 @@ def _traces(
     backend: Any,
     model: Any,
     probes: Sequence[Probe],
-    baseline: Sequence[Outputs],
+    baseline: Sequence[ReducedBaseline],
     batch: int,
     progress: Progress,
 ) -> List[Trace]:
     traces: List[Trace] = []
+    layers = model.shape.layers
     for start in range(0, len(probes), batch):
-        part = probes[start : start + batch]
-        longest = max(len(probe.tokens) for probe in part) - 1
-        # Padded on the right: attention is causal, so nothing that is read can see the padding.
-        rows = [probe.tokens[:-1] + [0] * (longest - len(probe.tokens) + 1) for probe in part]
-        logits, attention, hidden = backend.outputs(model, np.array(rows, dtype=np.int64))
-        for row, probe in enumerate(part):
-            reference = baseline[len(traces)]
-            steps = slice(probe.prompt_tokens - 1, len(probe.tokens) - 1)
-            # Keys past the probe's own end are masked in both; beyond the shorter of the two all are zero.
+        part, references = probes[start : start + batch], baseline[start : start + batch]
+        states = range(layers - max(1, *(reference.states for reference in references)), layers)
+        logits, attention, hidden = backend.outputs(
+            model, _padded([probe.tokens[:-1] for probe in part]), states
+        )
+        chosen = _choices(backend, model, part, references)
+        for row, (probe, reference) in enumerate(zip(part, references)):
+            # Keys past the probe's own end are padding.
             keys = len(probe.tokens) - 1
-            candidate = Outputs(logits[row, steps], attention[row, :, :, steps, :keys], hidden[row, steps])
-            trimmed = Outputs(reference.logits, reference.attention[..., :keys], reference.hidden)
+            steps = slice(probe.prompt_tokens - 1, keys)
+            candidate = Outputs(
+                logits[row, steps], attention[row, :, :, steps, :keys], hidden[row, :, steps], chosen[row]
+            )
             gold = np.array(probe.tokens[probe.prompt_tokens :], dtype=np.int64)
             answer = np.isin(np.arange(len(gold)), probe.answer_steps)
-            traces.append(signals.trace_of(trimmed, candidate, gold, answer))
+            traces.append(bounds_of(reference, candidate, gold, answer))
         progress(done=len(traces), of=len(probes))
     return traces
+
+
+def _choices(
+    backend: Any, model: Any, probes: Sequence[Probe], baseline: Sequence[ReducedBaseline]
+) -> List[Optional[NDArray[np.int64]]]:
+    """What the candidate would write along each baseline's greedy text, None where no formula asks for it."""
+    texts = [reference.choices for reference in baseline]
+    greedy = [text for text in texts if text is not None]
+    if len(greedy) < len(probes):
+        return [None] * len(probes)
+    # Any token may stand for one that the baseline could not decide on: nothing after it is compared.
+    rows = [
+        probe.tokens[: probe.prompt_tokens] + np.maximum(text, 0)[:-1].tolist()
+        for probe, text in zip(probes, greedy)
+    ]
+    chosen = backend.choices(model, _padded(rows))
+    return [chosen[row, probe.prompt_tokens - 1 : len(probe.tokens) - 1] for row, probe in enumerate(probes)]
+
+
+def _padded(rows: Sequence[List[int]]) -> NDArray[np.int64]:
+    """Padded on the right: attention is causal, so nothing that is read can see the padding."""
+    longest = max(len(row) for row in rows)
+    return np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)

@@ -23,11 +23,11 @@ SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNS
 PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
 OK, UNAVAILABLE = "ok", "unavailable"
 
-MANIFEST_VERSION = 2
-"""Version of the manifests that we write. 2 added the signature and the canary."""
+MANIFEST_VERSION = 3
+"""Version of the manifests that we write. 2 added the signature and the canary, 3 reduces the probes' baseline."""
 
-RECORD_VERSION = 2
-"""Version of the run records that we write. 2 added `parity` and `signed_by`."""
+RECORD_VERSION = 3
+"""Version of the run records that we write. 2 added `parity` and `signed_by`, 3 intervals and a mode's reason."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
@@ -94,7 +94,7 @@ class Manifest:
     unsigned bundle. A bundle's digest is the SHA-256 of the manifest's bytes, so it names everything it holds.
     """
 
-    READABLE: ClassVar[Tuple[int, ...]] = (1, MANIFEST_VERSION)
+    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, MANIFEST_VERSION)
 
     version: int
     target: str
@@ -139,8 +139,9 @@ class Verdict:
     """One property, judged over all probes at the mode's coverage.
 
     `robustness` is the least robustness among the best `required` probes (at coverage 1.0: among all), and
-    `argmin` the place that attains it; `worst` is the least over all probes. UNSET has a reason and no
-    robustness, and never counts as satisfied.
+    `argmin` the place that attains it; `worst` is the least over all probes. Where robustness is known as an
+    interval these are of its lower end, and `robustness_upper` is the upper end at the same rank; None in records
+    of before version 3. UNSET has a reason and no robustness, and never counts as satisfied.
     """
 
     property: str
@@ -149,6 +150,7 @@ class Verdict:
     argmin: Optional[Argmin] = None
     worst: Optional[float] = None
     reason: Optional[str] = None
+    robustness_upper: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class ModeVerdict:
     """A bundle judged under one mode: the whole specification's verdict, and each property's.
 
     `avgpp` is in percent, None when any signal it needs is missing. `robustness` is the joint one: the least,
-    over the best `coverage.required` probes, of the minimum over properties.
+    over the best `coverage.required` probes, of the minimum over properties. UNSET has a `reason`.
     """
 
     mode: str
@@ -174,6 +176,7 @@ class ModeVerdict:
     coverage: Coverage
     avgpp: Optional[float]
     verdicts: List[Verdict]
+    reason: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ class RunRecord:
     the public key (hex) that the device trusts and that signed the bundle, None for an unsigned one.
     """
 
-    READABLE: ClassVar[Tuple[int, ...]] = (1, RECORD_VERSION)
+    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, RECORD_VERSION)
 
     version: int
     run_id: str

@@ -105,12 +105,17 @@ def test_fp16_keeps_half_precision_weights_exactly() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("fmt", [FP16, Format(4, 32)])
-def test_a_damaged_weight_is_refused(value: float, fmt: Format) -> None:
-    weight = torch.zeros(2, 32)
+@pytest.mark.parametrize("text", ["int4-g32", "int8-axis", "fp16", "fp32"])
+def test_a_damaged_weight_stays_damaged_and_its_neighbours_do_not(value: float, text: str) -> None:
+    weight = weights(2, 64, 3)
     weight[1, 3] = value
-    with pytest.raises(ConfigError, match="finite"):
-        quantise(weight, fmt)
+    fmt = Format.parse(text)
+    back = dequantise(quantise(weight, fmt))
+    assert not bool(torch.isfinite(back[1, 3]))
+    assert bool(torch.isfinite(back[0]).all())
+    if text == "int4-g32":
+        assert bool(torch.isfinite(back[1, 32:]).all())
+        assert not bool(torch.isfinite(back[1, :32]).any())
 
 
 def test_a_weight_beyond_half_precision_is_refused_for_fp16_only() -> None:

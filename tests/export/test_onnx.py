@@ -118,7 +118,9 @@ def test_the_signals_graph_gives_torchs_attention_and_hidden_states(
     model = backend.open_model(tmp_path, tiny.shape, backend.SIGNALS_GRAPH, threads=1)
     short, long = sorted((probe.tokens for probe in probes[:2]), key=len)
     batch = np.array([[*short, *[0] * (len(long) - len(short))], long])
-    logits, attention, hidden = backend.outputs(model, batch)
+    logits, attention, hidden = backend.outputs(model, batch, range(tiny.shape.layers))
+    assert (backend.outputs(model, batch, [tiny.shape.layers - 1])[2] == hidden[:, -1:]).all()
+    chosen = backend.choices(model, batch)
     module = bank.assemble(config)
     for row, tokens in enumerate((short, long)):
         expected = module(input_ids=torch.tensor([tokens]), output_attentions=True, output_hidden_states=True)
@@ -126,7 +128,9 @@ def test_the_signals_graph_gives_torchs_attention_and_hidden_states(
         np.testing.assert_allclose(logits[row, :n], expected.logits[0].numpy(), atol=TOLERANCE)
         maps = torch.stack(expected.attentions, dim=1)[0].numpy()
         np.testing.assert_allclose(attention[row, :, :, :n, :n], maps, atol=1e-5)
-        np.testing.assert_allclose(hidden[row, :n], expected.hidden_states[-1][0].numpy(), atol=TOLERANCE)
+        states = torch.stack(expected.hidden_states[1:], dim=1)[0].numpy()
+        np.testing.assert_allclose(hidden[row, :, :n], states, atol=TOLERANCE)
+        assert (chosen[row, :n] == logits[row, :n].argmax(-1)).all()
 
 
 def test_integer_kernels_stay_close_at_the_level_that_ships(

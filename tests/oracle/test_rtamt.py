@@ -12,8 +12,8 @@ import pytest
 from formulas import SIGNALS, UNARY, nodes, operands_of, parts_of, series, signals_of, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toggle_runtime.signals import Trace
-from toggle_runtime.stl import FormulaError, UnsetError, lookback, parse, robustness
+from toggle_runtime.signals import Trace, exact_trace
+from toggle_runtime.stl import FormulaError, UnsetError, lookback, parse, robustness, robustness_bounds
 
 from toggle_edge.certify.monitor import Monitor, attains, bounded
 
@@ -102,7 +102,14 @@ def kind_of(node, trace):
 def trace_of(**signals):
     steps = len(next(iter(signals.values())))
     arrays = {name: np.array(row, dtype=float) for name, row in signals.items()}
-    return Trace(arrays, np.ones(steps, dtype=bool), np.zeros((0, steps)))
+    return exact_trace(arrays, np.ones(steps, dtype=bool), {})
+
+
+def monitored(text, trace, monitor=None):
+    """What the second monitor says of an exact trace: one number, since both ends are equal."""
+    least, most = (monitor or Monitor()).robustness(text, trace)
+    assert least == most
+    return least
 
 
 def rtamt_alone(text, **signals):
@@ -129,7 +136,7 @@ def test_random_formulas_agree_with_rtamt():
         kinds[kind] += 1
         if kind in (SHORT, BACKWARD, BROKEN):
             with pytest.raises(UnsetError):
-                Monitor().robustness(text, trace)
+                monitored(text, trace)
             if kind == BROKEN:
                 assert np.isnan(robustness(parse(text), signals)[0])
             else:
@@ -137,7 +144,7 @@ def test_random_formulas_agree_with_rtamt():
                     robustness(parse(text), signals)
             return
         value, step = map(float, robustness(parse(text), signals))
-        assert Monitor().robustness(text, trace) == pytest.approx(value, rel=0, abs=1e-9)
+        assert monitored(text, trace) == pytest.approx(value, rel=0, abs=1e-9)
         assert attains(text, trace, int(step), value, 0.0)
         if kind == COMPARABLE:
             operators.update({part[0] for part in parts_of(node)})
@@ -150,6 +157,23 @@ def test_random_formulas_agree_with_rtamt():
     assert set(kinds) <= {COMPARABLE, *LEFT_OUT}
     assert kinds[COMPARABLE] >= 0.6 * kinds.total()
     assert min(operators[name] for name in (*UNARY, "until", "not", "and", "or", "implies")) >= 1
+
+
+@oracle
+@given(any_formula(), any_trace(), st.integers(0, 2**32 - 1))
+def test_intervals_agree_with_rtamt(node, signals, seed):
+    if kind_of(node, signals) not in (COMPARABLE, CLIPPED):
+        return
+    generator = np.random.default_rng(seed)
+    widths = {name: generator.choice([0.0, 0.1, 2.0], size=row.shape) for name, row in signals.items()}
+    upper = {name: row + widths[name] for name, row in signals.items()}
+    text = text_of(node)
+    bounds = robustness_bounds(parse(text), signals, upper)
+    trace = Trace(signals, upper, np.ones(len(signals["a"]), dtype=bool))
+    least, most = Monitor().robustness(text, trace)
+    assert least == pytest.approx(float(bounds.least), rel=0, abs=1e-9)
+    assert most == pytest.approx(float(bounds.most), rel=0, abs=1e-9)
+    assert attains(text, trace, int(bounds.step), float(bounds.least), 0.0)
 
 
 @oracle
@@ -214,10 +238,10 @@ def test_the_documented_cases_are_as_documented(text, signals, alone, here):
         got = "error"
     assert got == alone if alone == "error" else got == pytest.approx(float(alone), nan_ok=True)
     steps = len(signals["a"])
-    trace = Trace(
+    trace = exact_trace(
         {name: np.array(row) for name, row in signals.items()},
         np.ones(steps, dtype=bool),
-        np.zeros((0, steps)),
+        {},
     )
     if here == "refused":
         with pytest.raises(FormulaError):
@@ -225,10 +249,10 @@ def test_the_documented_cases_are_as_documented(text, signals, alone, here):
         return
     if here != "UNSET":
         assert robustness(parse(text), trace.signals)[0] == float(here)
-        assert Monitor().robustness(text, trace) == float(here)
+        assert monitored(text, trace) == float(here)
         return
     with pytest.raises(UnsetError):
-        Monitor().robustness(text, trace)
+        monitored(text, trace)
     try:
         value, _ = robustness(parse(text), trace.signals)
     except UnsetError:
@@ -240,7 +264,7 @@ def test_a_nested_window_past_the_end_is_guarded():
     # By definition the inner `always[0,2]` exists at steps 0 and 1 only. RTAMT would take its clipped rests.
     text, row = "always eventually always[0,2] (a <= 0.5)", [1.0, 0.0, 1.0, 0.0, 0.0]
     assert robustness(parse(text), {"a": np.array(row)})[0] == -0.5
-    assert Monitor().robustness(text, trace_of(a=row)) == -0.5
+    assert monitored(text, trace_of(a=row)) == -0.5
     assert rtamt_alone(text, a=list(row)) == 0.5
 
 
@@ -276,51 +300,51 @@ def test_unbounded_operators_are_told_their_steps(text, expected):
 
 def test_a_formula_that_looks_back_is_unset():
     with pytest.raises(UnsetError, match="looks back beyond the first step, has a value from step 2 on"):
-        Monitor().robustness("historically[0,2] (a <= 1)", trace_of(a=[0.0] * 9))
+        monitored("historically[0,2] (a <= 1)", trace_of(a=[0.0] * 9))
 
 
 def test_nan_is_unset_where_rtamt_alone_passes_it():
     row = [0.1, float("nan"), 0.9, 0.3]
     assert rtamt_alone("always (a <= 0.5)", a=[*row[:2], 0.3]) > 0
     with pytest.raises(UnsetError, match="'a' is nan at step 1"):
-        Monitor().robustness("always (a <= 0.5)", trace_of(a=row))
+        monitored("always (a <= 0.5)", trace_of(a=row))
 
 
 def test_a_short_trace_is_unset_where_rtamt_alone_passes_it():
     assert rtamt_alone("always[3:5] (a <= 0.5)", a=[0.9, 0.9]) == float("inf")
     with pytest.raises(UnsetError, match="2 steps, too few"):
-        Monitor().robustness("always[3:5] (a <= 0.5)", trace_of(a=[0.9, 0.9]))
+        monitored("always[3:5] (a <= 0.5)", trace_of(a=[0.9, 0.9]))
 
 
 def test_missing_and_uneven_signals_are_unset():
     with pytest.raises(UnsetError, match="'b' is missing"):
-        Monitor().robustness("b <= 1", trace_of(a=[0.0, 0.0]))
-    uneven = Trace({"a": np.zeros(3)}, np.ones(4, dtype=bool), np.zeros((0, 4)))
+        monitored("b <= 1", trace_of(a=[0.0, 0.0]))
+    uneven = exact_trace({"a": np.zeros(3)}, np.ones(4, dtype=bool), {})
     with pytest.raises(UnsetError, match="3 steps, the answer mask 4"):
-        Monitor().robustness("a <= 1", uneven)
-    unanswered = Trace({"factual": np.ones(3)}, np.zeros(3, dtype=bool), np.zeros((0, 3)))
+        monitored("a <= 1", uneven)
+    unanswered = exact_trace({"factual": np.ones(3)}, np.zeros(3, dtype=bool), {})
     with pytest.raises(UnsetError, match="no answer step"):
-        Monitor().robustness("always (factual >= 0.7)", unanswered)
+        monitored("always (factual >= 0.7)", unanswered)
 
 
 def test_one_step_is_enough():
-    assert Monitor().robustness("always (a <= 0.5)", trace_of(a=[0.25])) == 0.25
-    assert Monitor().robustness("eventually always (a <= 0.5)", trace_of(a=[0.75])) == -0.25
+    assert monitored("always (a <= 0.5)", trace_of(a=[0.25])) == 0.25
+    assert monitored("eventually always (a <= 0.5)", trace_of(a=[0.75])) == -0.25
 
 
 def test_traces_stay_as_they_are_and_a_parsed_formula_forgets_them():
     monitor, text = Monitor(), "always[0,2] (a <= 0.5) and eventually (a >= 0.25)"
     traces = [trace_of(a=row) for row in ([0.0, 0.25, 0.5], [0.0, 0.9, 0.5], [0.25, 0.25, 0.25, 0.9])]
     before = [trace.signals["a"].copy() for trace in traces]
-    first = [monitor.robustness(text, trace) for trace in traces]
-    assert first == [monitor.robustness(text, trace) for trace in traces] == [0.0, 0.5 - 0.9, 0.25]
+    first = [monitored(text, trace, monitor) for trace in traces]
+    assert first == [monitored(text, trace, monitor) for trace in traces] == [0.0, 0.5 - 0.9, 0.25]
     for trace, row in zip(traces, before, strict=True):
         np.testing.assert_array_equal(trace.signals["a"], row)
 
 
 def test_nothing_is_logged(caplog):
     with caplog.at_level(logging.DEBUG):
-        Monitor().robustness("always eventually[0,2] (a <= 0.5)", trace_of(a=[0.0] * 5))
+        monitored("always eventually[0,2] (a <= 0.5)", trace_of(a=[0.0] * 5))
     assert caplog.records == []
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from toggle_runtime.records import Argmin, ParitySample, RunRecord, Verdict, from_data, from_json, to_json
-from toggle_runtime.signals import read_traces
+from toggle_runtime.trace_files import read_traces
 
 from toggle_edge.bundle import probes_of, read_bundle
 from toggle_edge.certify import certify

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from toggle_runtime.records import Coverage, ModeSpecification, ModeVerdict, RunRecord
-from toggle_runtime.signals import Trace
+from toggle_runtime.signals import Trace, exact_trace
 
 from toggle_edge.certify import Certificate
 from toggle_edge.errors import CertificationError
@@ -16,8 +16,8 @@ from toggle_edge.probes import Probe
 
 PROBES = [Probe("a", (1, 2, 3, 4), 1, (2,)), Probe("b", (1, 2, 3, 4), 2, ())]
 TRACES = [
-    Trace({"jsd": np.zeros(3)}, np.array([False, False, True]), np.ones((2, 3))),
-    Trace({"jsd": np.zeros(2)}, np.array([False, False]), np.ones((2, 2))),
+    exact_trace({"jsd": np.zeros(3)}, np.array([False, False, True]), {}),
+    exact_trace({"jsd": np.zeros(2)}, np.array([False, False]), {}),
 ]
 
 

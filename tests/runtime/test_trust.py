@@ -258,10 +258,12 @@ class TestOnTheDevice:
     ) -> None:
         bundle = make_bundle(tmp_path / "bundle")
         fields = prepared(transport, device, bundle, tmp_path)
-        text = to_json(bundle.manifest).replace('"version":2', '"version":3')
+        text = to_json(bundle.manifest).replace('"version":3', '"version":4')
         record = self.run(transport, device, fields, bundle=self.ship_text(transport, device, text, tmp_path))
         assert record.outcome == "ERROR"
-        assert "this side reads 1 and 2, got 3; it was written by a newer toggle-edge" in str(record.reason)
+        assert "this side reads 1, 2 and 3, got 4; it was written by a newer toggle-edge" in str(
+            record.reason
+        )
 
     def test_a_bundle_signed_by_a_key_added_later_runs(
         self, device: Device, transport: LocalTransport, tmp_path: Path

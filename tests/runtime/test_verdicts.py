@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toggle_runtime.records import ModeSpecification, RunRecord, from_json, to_json
-from toggle_runtime.signals import Trace
+from toggle_runtime.signals import Trace, exact_trace
 from toggle_runtime.verdicts import avgpp, judge, noise_floor, per_probe_robustness
 
 COHERENCE = {"coherence": "always (jsd <= 0.25)"}
@@ -17,6 +17,8 @@ PAPER = {
     "contextual_consistency": "always (context >= 0.7)",
     "factual_accuracy": "always (factual >= 0.7)",
 }
+
+FOUR = ("jsd", "attention", "context", "factual")
 
 
 def mode(properties=None, coverage=1.0):
@@ -32,11 +34,12 @@ def trace_of(jsd=0.1, attention=0.9, context=0.9, factual=0.9, steps=4, layers=N
         if row is not None
     }
     mask = np.arange(steps) == steps - 1 if answer is None else np.array(answer)
-    return Trace(signals, mask, np.zeros((0, steps)) if layers is None else np.array(layers, dtype=float))
+    return exact_trace(signals, mask, {} if layers is None else {"attention": np.array(layers, dtype=float)})
 
 
 def judged(traces, properties=None, coverage=1.0, floors=None):
-    (verdict,) = judge(mode(properties, coverage), traces, floors or {})
+    named = dict.fromkeys(properties or COHERENCE, 0.0)
+    (verdict,) = judge(mode(properties, coverage), traces, {**named, **(floors or {})})
     return verdict
 
 
@@ -169,7 +172,7 @@ def test_a_coverage_that_is_no_share_is_refused(coverage):
 
 
 def test_avgpp_of_an_equal_candidate_is_100():
-    assert avgpp([trace_of(0.0, 1.0, 1.0, 1.0), trace_of(0.0, 1.0, 1.0, 3.0, steps=9)]) == 100.0
+    assert avgpp([trace_of(0.0, 1.0, 1.0, 1.0), trace_of(0.0, 1.0, 1.0, 3.0, steps=9)], FOUR) == 100.0
 
 
 def test_avgpp_pools_steps_and_takes_factual_on_answers_only():
@@ -178,7 +181,7 @@ def test_avgpp_pools_steps_and_takes_factual_on_answers_only():
     )
     second = trace_of(jsd=0.5, attention=1, context=1, factual=1, steps=2)
     coherence, factual = 1 - (4 * 0.2 + 2 * 0.5) / 6, (0.4 + 1 + 1) / 3
-    assert avgpp([first, second]) == pytest.approx(25 * (coherence + 1 + 1 + factual))
+    assert avgpp([first, second], FOUR) == pytest.approx(25 * (coherence + 1 + 1 + factual))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +189,8 @@ def test_avgpp_pools_steps_and_takes_factual_on_answers_only():
     [trace_of(jsd=None), trace_of(factual=None), trace_of(context=math.nan), trace_of(answer=[False] * 4)],
 )
 def test_avgpp_is_unknown_when_a_part_is(broken):
-    assert avgpp([trace_of(), broken]) is None
-    assert avgpp([]) is None
+    assert avgpp([trace_of(), broken], FOUR) is None
+    assert avgpp([], FOUR) is None
 
 
 def test_per_probe_robustness_keeps_unset_probes_as_nan():
@@ -209,13 +212,95 @@ def test_the_noise_floor_is_the_largest_change_over_modes_and_probes():
     assert noise_floor(specification, before, before) == {"coherence": 0.0, "x": 0.0}
 
 
-def test_an_unknown_noise_floor_is_an_error_and_not_a_low_one():
-    with pytest.raises(ValueError, match="'coherence': unset in the second run: probe 0: jsd is not finite"):
-        noise_floor(mode(), [trace_of()], [trace_of(jsd=math.nan)])
+def test_an_unknown_noise_floor_is_absent_and_makes_the_property_marginal():
+    floors = noise_floor(mode(PAPER), [trace_of()], [trace_of(jsd=math.nan)])
+    assert floors.keys() == PAPER.keys() - {"coherence"}
+    (verdict,) = judge(mode(PAPER), [trace_of()], floors)
+    words = {entry.property: entry.verdict for entry in verdict.verdicts}
+    assert words["coherence"] == verdict.verdict == "MARGINAL"
+    assert words["contextual_consistency"] == "SATISFIED"
     with pytest.raises(ValueError, match="got 2 and 1"):
         noise_floor(mode(), [trace_of()] * 2, [trace_of()])
     with pytest.raises(ValueError, match="got 0 and 0"):
         noise_floor(mode(), [], [])
+
+
+def interval(lower, upper, **rest):
+    """A trace whose `jsd` is an interval, constant or by step."""
+    low, high = trace_of(jsd=lower, **rest), trace_of(jsd=upper, **rest)
+    return Trace(low.lower, high.lower, low.answer, low.layers)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "word", "robustness"),
+    [
+        (0.1, 0.2, "SATISFIED", 0.25 - 0.2),
+        (0.1, 0.25, "SATISFIED", 0.0),
+        (0.2, 0.3, "UNSET", None),
+        (0.25, 0.3, "UNSET", None),
+        (0.26, 0.3, "VIOLATED", 0.25 - 0.3),
+    ],
+)
+def test_the_lower_end_satisfies_and_what_is_between_is_undecided(lower, upper, word, robustness):
+    verdict = judged([interval(lower, upper)])
+    (coherence,) = verdict.verdicts
+    assert verdict.verdict == coherence.verdict == word
+    assert verdict.robustness == coherence.robustness == robustness
+    assert verdict.coverage.satisfied == (word == "SATISFIED")
+    if word == "UNSET":
+        for reason in (verdict.reason, coherence.reason):
+            assert "lies between -0.05 and" in reason
+            assert "raise k" in reason
+    else:
+        assert coherence.robustness_upper == 0.25 - lower
+
+
+def test_coverage_counts_what_is_certain_and_a_certain_failure_decides():
+    clear, open_, failed = interval(0.0, 0.1), interval(0.2, 0.3), interval(0.5, 0.6)
+    assert judged([clear] * 9 + [open_], coverage=0.9).verdict == "SATISFIED"
+    assert judged([clear] * 8 + [open_] * 2, coverage=0.9).verdict == "UNSET"
+    assert judged([clear] * 8 + [failed] * 2, coverage=0.9).verdict == "VIOLATED"
+    assert judged([clear] * 8 + [failed] * 2 + [open_], coverage=0.9).verdict == "VIOLATED"
+    # One property fails for certain: the mode does, whatever the other one is.
+    both = judged([interval(0.2, 0.3, context=0.1)], PAPER)
+    assert {entry.property: entry.verdict for entry in both.verdicts}["coherence"] == "UNSET"
+    assert both.verdict == "VIOLATED"
+
+
+def test_a_mode_may_be_undecided_though_each_property_holds():
+    traces = [trace_of()] * 18 + [trace_of(context=0.1), interval(0.2, 0.3)]
+    verdict = judged(traces, PAPER, coverage=0.95)
+    assert {entry.verdict for entry in verdict.verdicts} == {"SATISFIED"}
+    assert verdict.verdict == "UNSET"
+    assert "raise k" in verdict.reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.1), st.floats(0, 1)), min_size=1, max_size=9),
+    st.integers(1, 100),
+)
+def test_intervals_are_never_more_favourable_than_any_trace_inside(entries, percent):
+    outside = judged([interval(low, low + width) for low, width, _ in entries], coverage=percent / 100)
+    inside = judged(
+        [trace_of(jsd=low + width * share) for low, width, share in entries], coverage=percent / 100
+    )
+    assert outside.verdict in (inside.verdict, "UNSET")
+    assert outside.coverage.satisfied <= inside.coverage.satisfied
+    assert outside.avgpp <= inside.avgpp + 1e-9
+    if outside.robustness is not None:
+        assert outside.robustness <= inside.robustness + 1e-12
+
+
+def test_avgpp_is_of_what_the_specification_reads():
+    trace = trace_of(jsd=0.2, attention=None, context=0.6, factual=None)
+    assert judged([trace], {"x": "always (jsd <= 1)", "y": "always (context >= 0)"}).avgpp == pytest.approx(
+        70
+    )
+    assert judged([trace], {"x": "always (context >= 0)"}).avgpp == pytest.approx(60)
+    left = trace_of(steps=8)
+    left.lower["departure"] = np.full(8, 6.0)
+    assert judged([left], {"x": "always (departure >= 4)"}).avgpp == pytest.approx(75)
 
 
 def test_verdicts_survive_the_wire():

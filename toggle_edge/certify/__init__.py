@@ -84,7 +84,7 @@ def certify(
     except FormulaError as exc:
         raise CertificationError(f"certify: the specification cannot be read: {exc}") from exc
     floors = noise_floor_of(specification, first, second)
-    percent = avgpp_of(traces)
+    percent = avgpp_of(specification, traces)
     claims = {claim.mode: claim for claim in record_modes}
     modes = [
         mode_verdict_of(name, mode, first, traces, floors, percent, claims.get(name))
@@ -134,6 +134,7 @@ def _claim(modes: Sequence[ModeVerdict], noise_floor: Mapping[str, float]) -> di
     for mode in modes:
         data = asdict(mode)
         verdicts = data.pop("verdicts")
+        data["reason"] = "given" if data["reason"] else None
         flat.update(_leaves(mode.mode, data))
         for verdict in verdicts:
             verdict["reason"] = "given" if verdict["reason"] else None

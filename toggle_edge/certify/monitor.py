@@ -3,13 +3,17 @@
 Left alone RTAMT (0.4) clips windows at both ends of a trace, returns infinities where nothing is left of one,
 skips NaN in a running minimum, and appends to the lists it is given. So every trace is checked first, every
 unbounded operator is told its steps, and RTAMT sees copies.
+
+RTAMT knows no intervals. Robustness falls with each signal that a comparison bounds from above, unless it is
+negated, and rises with the others; so for the lower end each comparison is given a variable of its own end of its
+signal, `jsd_upper` for `jsd <= 0.25`, and for the upper end the other one.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from toggle_runtime.signals import Trace
 from toggle_runtime.stl import (
@@ -33,7 +37,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="typing.io is deprecated", category=DeprecationWarning)
     import rtamt
 
-__all__ = ["Monitor", "attains", "bounded"]
+__all__ = ["Monitor", "attains", "bounded", "reading"]
+
+_LOWER, _UPPER = "_lower", "_upper"
+"""What the variables of a signal's ends are called after it."""
 
 _WITHIN = "within_"
 """Signals that we add: `within_2_9` is +inf from step 2 to step 9, both included, and -inf at the others."""
@@ -112,14 +119,23 @@ class Monitor:
     def __init__(self) -> None:
         self._parsed: dict[tuple[str, int], rtamt.StlDiscreteTimeSpecification] = {}
 
-    def robustness(self, text: str, trace: Trace) -> float:
-        """Robustness at step 0. Raises UnsetError with the reason when the trace gives the formula no value,
-        CertificationError when RTAMT cannot judge what passed the checks."""
+    def robustness(self, text: str, trace: Trace) -> tuple[float, float]:
+        """Lower and upper end of the robustness at step 0, equal for an exact trace.
+
+        Raises UnsetError with the reason when the trace gives the formula no value, CertificationError when RTAMT
+        cannot judge what passed the checks."""
         formula = parse(text)
         data, length = _checked(formula, trace)
+        least = self._evaluated(text, reading(formula, least=True), data, length)
+        if all(data[name + _LOWER] == data[name + _UPPER] for name in signals_of(formula)):
+            return least, least
+        return least, self._evaluated(text, reading(formula, least=False), data, length)
+
+    def _evaluated(self, text: str, formula: Formula, ends: Mapping[str, list[float]], length: int) -> float:
         explicit = bounded(formula, length)
+        data = {name: list(ends[name]) for name in signals_of(formula)}
         try:
-            specification = self._specification(text, explicit, length)
+            specification = self._specification(str(formula), explicit, length)
             for guard in signals_of(explicit) - signals_of(formula):
                 first, last = map(int, guard.removeprefix(_WITHIN).split("_"))
                 data[guard] = [math.inf if first <= step <= last else -math.inf for step in range(length)]
@@ -147,15 +163,39 @@ class Monitor:
         return self._parsed[text, length]
 
 
+def reading(formula: Formula, *, least: bool, positive: bool = True) -> Formula:
+    """The formula over the ends of its signals that give its least robustness, or its most."""
+    if isinstance(formula, Predicate):
+        from_above = formula.comparison[0] == "<"
+        end = _UPPER if (from_above == positive) == least else _LOWER
+        return Predicate(formula.signal + end, formula.comparison, formula.threshold)
+    if isinstance(formula, Not):
+        return Not(reading(formula.operand, least=least, positive=not positive))
+    if isinstance(formula, (Always, Historically)):
+        return type(formula)(reading(formula.operand, least=least, positive=positive), formula.interval)
+    if isinstance(formula, (And, Until)):
+        left = reading(formula.left, least=least, positive=positive)
+        right = reading(formula.right, least=least, positive=positive)
+        return And(left, right) if isinstance(formula, And) else Until(left, right, formula.interval)
+    raise TypeError(f"expected a formula, got {type(formula).__name__}")
+
+
 def attains(text: str, trace: Trace, step: int, value: float, tolerance: float) -> bool:
-    """Whether some comparison of the formula has this margin at this step, with the sign that counts."""
+    """Whether some comparison of the formula has this margin at this step, with the sign that counts and at the end
+    of its signal that gives the least robustness."""
     formula = parse(text)
     if not 0 <= step < len(trace.answer):
         return False
     return any(
-        abs(sign * _margin(predicate, float(trace.signals[predicate.signal][step])) - value) <= tolerance
+        abs(sign * _margin(predicate, _end(predicate, sign, trace, step)) - value) <= tolerance
         for predicate, sign in _predicates(formula, 1)
     )
+
+
+def _end(predicate: Predicate, sign: int, trace: Trace, step: int) -> float:
+    rises = (predicate.comparison[0] == "<") != (sign > 0)
+    ends = trace.lower if rises else trace.upper
+    return float(ends[predicate.signal][step])
 
 
 def _margin(predicate: Predicate, value: float) -> float:
@@ -175,18 +215,22 @@ def _predicates(formula: Formula, sign: int) -> Iterator[tuple[Predicate, int]]:
 
 
 def _checked(formula: Formula, trace: Trace) -> tuple[dict[str, list[float]], int]:
-    """Copies of the used signals as lists, and their common length. Raises UnsetError."""
+    """Copies of both ends of the used signals as lists, and their common length. Raises UnsetError."""
     length = len(trace.answer)
     rows: dict[str, list[float]] = {}
     for name in sorted(signals_of(formula)):
-        if name not in trace.signals:
+        if name not in trace.lower or name not in trace.upper:
             raise UnsetError(f"signal {name!r} is missing")
         if name == "factual" and not any(trace.answer):
             raise UnsetError("signal 'factual' has no answer step")
-        rows[name] = [float(value) for value in trace.signals[name]]
-        if len(rows[name]) != length:
-            raise UnsetError(f"signal {name!r} has {len(rows[name])} steps, the answer mask {length}")
-        for step, value in enumerate(rows[name]):
-            if not math.isfinite(value):
-                raise UnsetError(f"signal {name!r} is {value} at step {step}")
+        for end, signals in ((_LOWER, trace.lower), (_UPPER, trace.upper)):
+            row = [float(value) for value in signals[name]]
+            if len(row) != length:
+                raise UnsetError(f"signal {name!r} has {len(row)} steps, the answer mask {length}")
+            for step, value in enumerate(row):
+                if not math.isfinite(value):
+                    raise UnsetError(f"signal {name!r} is {value} at step {step}")
+            rows[name + end] = row
+        if any(a > b for a, b in zip(rows[name + _LOWER], rows[name + _UPPER], strict=True)):
+            raise CertificationError(f"signal {name!r}: expected lower ends that are at most the upper ones")
     return rows, length

@@ -31,18 +31,25 @@ __all__ = ["TOLERANCE", "Series", "avgpp_of", "mode_verdict_of", "noise_floor_of
 TOLERANCE = 1e-9
 """Both sides compute in float64 from the same traces; more than this is another number."""
 
+_KINDS = {
+    **dict.fromkeys(("attention", "attention_min"), "attention"),
+    **dict.fromkeys(("context", "context_min"), "context"),
+    "attention_far": "attention_far",
+}
+"""The cosines by layer that a signal is made of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One formula on every probe: robustness or None, and why each None is unset."""
+    """One formula on every probe: lower and upper end of the robustness or None, and why each None is unset."""
 
-    values: tuple[float | None, ...]
+    values: tuple[tuple[float, float] | None, ...]
     reasons: Mapping[int, str]
 
 
 def series_of(monitor: Monitor, text: str, traces: Sequence[Trace]) -> Series:
     """Evaluate one formula on all traces."""
-    values: list[float | None] = []
+    values: list[tuple[float, float] | None] = []
     reasons: dict[int, str] = {}
     for probe, trace in enumerate(traces):
         try:
@@ -56,7 +63,7 @@ def series_of(monitor: Monitor, text: str, traces: Sequence[Trace]) -> Series:
 def noise_floor_of(
     specification: Mapping[str, ModeSpecification], first: Mapping[str, Series], second: Mapping[str, Series]
 ) -> dict[str, float]:
-    """By property, the largest change between both runs' series, over all modes.
+    """By property, the largest change of either end between both runs' series, over all modes.
 
     A property is absent when any of its values is unset or the runs do not have the same probes.
     """
@@ -65,26 +72,40 @@ def noise_floor_of(
         for name, text in mode.properties.items():
             before, after = first[text].values, second[text].values
             pairs = zip(before, after, strict=False)
-            changes = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+            changes = [
+                max(abs(a[0] - b[0]), abs(a[1] - b[1])) for a, b in pairs if a is not None and b is not None
+            ]
             whole = 0 < len(changes) == len(before) == len(after)
             floors[name] = max(floors.get(name, 0.0), *changes) if whole else math.inf
     return {name: floor for name, floor in floors.items() if math.isfinite(floor)}
 
 
-def avgpp_of(traces: Sequence[Trace]) -> float | None:
+def avgpp_of(specification: Mapping[str, ModeSpecification], traces: Sequence[Trace]) -> float | None:
     """Average property preservation in percent, None when any part of it is missing or not finite."""
-    kept: dict[str, list[float]] = {"jsd": [], "attention": [], "context": [], "factual": []}
+    texts = [text for mode in specification.values() for text in mode.properties.values()]
+    kept: dict[str, list[float]] = {name: [] for text in texts for name in signals_of(parse(text))}
     for trace in traces:
-        steps = [step for step in range(len(trace.answer)) if trace.answer[step]]
-        if not steps or any(name not in trace.signals for name in kept):
-            return None
-        kept["jsd"] += [1.0 - float(value) for value in trace.signals["jsd"]]
-        kept["attention"] += [float(value) for value in trace.signals["attention"]]
-        kept["context"] += [float(value) for value in trace.signals["context"]]
-        kept["factual"] += [_capped(float(trace.signals["factual"][step])) for step in steps]
-    if not traces or not all(math.isfinite(value) for row in kept.values() for value in row):
+        for name, row in kept.items():
+            if name not in trace.lower:
+                return None
+            every = range(len(trace.answer))
+            steps = [step for step in every if trace.answer[step]] if name == "factual" else every
+            if not steps:
+                return None
+            row += [_preserved(name, trace, step) for step in steps]
+    if not traces or not kept or not all(math.isfinite(value) for row in kept.values() for value in row):
         return None
-    return 25.0 * math.fsum(math.fsum(row) / len(row) for row in kept.values())
+    return 100.0 / len(kept) * math.fsum(math.fsum(row) / len(row) for row in kept.values())
+
+
+def _preserved(name: str, trace: Trace, step: int) -> float:
+    low = float(trace.lower[name][step])
+    if name == "jsd":
+        return 1.0 - float(trace.upper[name][step])
+    if name == "factual":
+        # min() would drop a NaN that comes second.
+        return low if math.isnan(low) or low < 1.0 else 1.0
+    return low / len(trace.answer) if name == "departure" else low
 
 
 def mode_verdict_of(
@@ -111,20 +132,24 @@ def mode_verdict_of(
         _verdict_of(key, text, series[text], traces, required, floors.get(key, math.inf), steps.get(key))
         for key, text in mode.properties.items()
     ]
-    joint = []
+    joint, highest = [], []
     clear = 0
     for probe in range(len(traces)):
         values = {key: series[text].values[probe] for key, text in mode.properties.items()}
         known = {key: value for key, value in values.items() if value is not None}
         if values and len(known) == len(values):
-            joint.append(min(known.values()))
-            clear += all(value >= floors.get(key, math.inf) for key, value in known.items())
+            joint.append(min(low for low, _ in known.values()))
+            highest.append(min(high for _, high in known.values()))
+            clear += all(low >= floors.get(key, math.inf) for key, (low, _) in known.items())
     satisfied = sum(value >= 0 for value in joint)
     coverage = Coverage(satisfied, len(traces), required)
-    if not joint or any(verdict.verdict == UNSET for verdict in verdicts):
-        return ModeVerdict(name, UNSET, None, coverage, percent, verdicts)
+    if not joint or len(joint) < len(traces):
+        return ModeVerdict(name, UNSET, None, coverage, percent, verdicts, "a probe has no value")
+    least = sorted(joint)[-required]
+    if least < 0 <= sorted(highest)[-required]:
+        return ModeVerdict(name, UNSET, None, coverage, percent, verdicts, "not decided")
     word = SATISFIED if clear >= required else MARGINAL if satisfied >= required else VIOLATED
-    return ModeVerdict(name, word, sorted(joint)[-required], coverage, percent, verdicts)
+    return ModeVerdict(name, word, least, coverage, percent, verdicts)
 
 
 def _verdict_of(
@@ -141,24 +166,25 @@ def _verdict_of(
         first = min(series.reasons, default=None)
         reason = "there are no probes" if first is None else f"probe {first}: {series.reasons[first]}"
         return Verdict(name, UNSET, reason=reason)
-    least = sorted(values)[-required]
-    probe = values.index(least)
+    lows = [low for low, _ in values]
+    least, most = sorted(lows)[-required], sorted(high for _, high in values)[-required]
+    if least < 0 <= most:
+        return Verdict(name, UNSET, reason="not decided")
+    probe = lows.index(least)
     trace = traces[probe]
     candidates = (
         range(len(trace.answer)) if claimed_step is None else (claimed_step, *range(len(trace.answer)))
     )
     step = next((step for step in candidates if attains(text, trace, step, least, TOLERANCE)), -1)
     word = SATISFIED if least >= floor else MARGINAL if least >= 0 else VIOLATED
-    return Verdict(name, word, least, Argmin(probe, step, _layer(text, trace, step)), min(values))
+    argmin = Argmin(probe, step, _layer(text, trace, step))
+    return Verdict(name, word, least, argmin, min(lows), robustness_upper=most)
 
 
 def _layer(text: str, trace: Trace, step: int) -> int | None:
-    if signals_of(parse(text)) != {"attention"} or len(trace.attention_layers) == 0 or step < 0:
+    kinds = {_KINDS.get(name) for name in signals_of(parse(text))}
+    rows = trace.layers.get(next(iter(kinds)) or "") if len(kinds) == 1 else None
+    if rows is None or step < 0:
         return None
-    cosines = [float(layer[step]) for layer in trace.attention_layers]
-    return cosines.index(min(cosines))
-
-
-def _capped(ratio: float) -> float:
-    # min() would drop a NaN that comes second.
-    return ratio if math.isnan(ratio) or ratio < 1.0 else 1.0
+    cosines = [float(layer[step]) for layer in rows]
+    return min(range(len(cosines)), key=lambda layer: (not math.isnan(cosines[layer]), cosines[layer]))

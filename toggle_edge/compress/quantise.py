@@ -38,16 +38,15 @@ class CompressedLayer:
 def quantise(weight: torch.Tensor, fmt: Format) -> CompressedLayer:
     """Compress one `rows x columns` matrix.
 
-    Raises ConfigError when a weight is not finite, or does not fit into fp16.
+    A group with a weight that is not finite has the scale NaN, so that all of it stays NaN: a damaged model must not
+    be mended on the way. Raises ConfigError when a finite weight does not fit into fp16.
     """
     rows, columns = weight.shape
-    if not bool(torch.isfinite(weight).all()):
-        raise ConfigError(f"layer of {rows} x {columns}: expected finite weights; the model file is damaged")
     if fmt.bits == 32:
         return CompressedLayer(fmt, rows, columns, weight.to(torch.float32).clone(), None)
     if fmt.bits == 16:
         half = weight.to(torch.float16)
-        if not bool(torch.isfinite(half).all()):
+        if bool((torch.isfinite(weight) & ~torch.isfinite(half)).any()):
             raise ConfigError(
                 f"layer of {rows} x {columns}: weights exceed fp16's range; choose an int8 format"
             )
@@ -56,7 +55,10 @@ def quantise(weight: torch.Tensor, fmt: Format) -> CompressedLayer:
     groups = -(-columns // size)
     padded = torch.zeros(rows, groups * size, dtype=torch.float32)
     padded[:, :columns] = weight
-    codes, scales = _least_squares_codes(padded.reshape(rows, groups, size), fmt.bits)
+    grouped = padded.reshape(rows, groups, size)
+    whole = torch.isfinite(grouped).all(dim=-1, keepdim=True)
+    codes, scales = _least_squares_codes(torch.where(whole, grouped, 0.0), fmt.bits)
+    scales[~whole.squeeze(-1)] = torch.nan
     zero_point = 1 << fmt.bits - 1
     codes.reshape(rows, -1)[:, columns:] = zero_point
     return CompressedLayer(fmt, rows, columns, codes, scales)

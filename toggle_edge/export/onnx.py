@@ -29,7 +29,7 @@ SMALL_BYTES = 1024
 """Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
 
 ATTENTION_OUTPUT = "signals.attention.{}"
-HIDDEN_OUTPUT = "signals.hidden"
+HIDDEN_OUTPUT = "signals.hidden.{}"
 
 
 def export_onnx(
@@ -238,15 +238,11 @@ def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
             index += 1
     if index != skeleton.layers:
         raise ExportError(f"graph: expected {skeleton.layers} GroupQueryAttention nodes, got {index}")
+    names = {hidden: HIDDEN_OUTPUT.format(layer) for layer, hidden in enumerate(skeleton.hidden)}
     for node in graph.node:
-        for position, output in enumerate(node.output):
-            if output == skeleton.end:
-                node.output[position] = HIDDEN_OUTPUT
-        for position, name in enumerate(node.input):
-            if name == skeleton.end:
-                node.input[position] = HIDDEN_OUTPUT
-    graph.output.append(
-        helper.make_tensor_value_info(
-            HIDDEN_OUTPUT, TensorProto.FLOAT, ["batch_size", "sequence_length", None]
-        )
+        for edges in (node.input, node.output):
+            edges[:] = [names.get(edge, edge) for edge in edges]
+    graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch_size", "sequence_length", None])
+        for name in names.values()
     )

@@ -42,11 +42,12 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weig
 @dataclass(frozen=True)
 class Skeleton:
     """`graph` holds every node and every small constant in float32; `weights` maps the name of each weight
-    initializer in it to the layer that it belongs to. `end` names the hidden states after the final norm."""
+    initializer in it to the layer that it belongs to. `hidden` names the hidden states after each block, those
+    after the last one normed."""
 
     graph: onnx.ModelProto
     weights: Mapping[str, str]
-    end: str
+    hidden: tuple[str, ...]
     layers: int
     heads: int
 
@@ -91,7 +92,18 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
     )
     end = next(node.output[0] for node in graph.graph.node if "final_norm" in node.name)
     _head_reads(graph.graph, end)
-    return Skeleton(graph, weights, end, model.shape.layers, heads)
+    # The norm before the next block adds the block's output to what skips it, and hands that sum on.
+    sums = {node.output[0]: node.output[3] for node in graph.graph.node if len(node.output) == 4}
+    between = [
+        sums.get(f"/model/layers.{index}/input_layernorm/output_0") for index in range(1, model.shape.layers)
+    ]
+    if None in between:
+        raise ExportError(
+            f"graph of {model.folder}: expected hidden states between {model.shape.layers} blocks, found "
+            f"{len(between) - between.count(None)}"
+        )
+    hidden = (*(name for name in between if name), end)
+    return Skeleton(graph, weights, hidden, model.shape.layers, heads)
 
 
 def _run_builder(source: Path, destination: Path) -> None:

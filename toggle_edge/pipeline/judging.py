@@ -20,7 +20,8 @@ from toggle_runtime.records import (
     ModeVerdict,
     RunRecord,
 )
-from toggle_runtime.signals import SignalsError, Trace, read_traces
+from toggle_runtime.signals import SignalsError, Trace
+from toggle_runtime.trace_files import read_traces
 
 from toggle_edge.bundle import Bundle, BundledProbe
 from toggle_edge.certify import Certificate, certify

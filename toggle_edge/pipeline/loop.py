@@ -9,17 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from toggle_runtime.canary import write_canary
 from toggle_runtime.records import (
     ModeSpecification,
 )
-from toggle_runtime.signals import write_outputs
+from toggle_runtime.reduction import Limits, reduce_baseline
+from toggle_runtime.reduction_files import write_reduced
+from toggle_runtime.signals import SignalsError
+from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import predicted_cost
+from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.export import Skeleton, exporter_for
 from toggle_edge.export.canary import canary_of
@@ -185,11 +190,28 @@ class Exported:
 
 
 def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
-    """Write what bundles carry beside the artifact: certificate probes with their baseline, and the tokenizer."""
+    """Write what bundles carry beside the artifact: certificate probes with their reduced baseline, the tokenizer.
+
+    Raises ProbeError when a probe's baseline is larger than the profile allows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     probes, baseline = folder / "probes.json", folder / "baseline.npz"
     probes.write_text(probes_to_json(prepared.probes.certificate), encoding="utf-8")
-    write_outputs(baseline, prepared.certifier.baseline)
+    counts, wanted = prepared.profile.probes, signals_read(prepared.specification)
+    limits = Limits(
+        distribution_ids=counts.distribution_ids,
+        attention_ids=counts.attention_ids,
+        probe_bytes=counts.probe_bytes,
+    )
+    pairs = zip(prepared.probes.certificate, prepared.certifier.baseline, strict=True)
+    try:
+        reduced = [
+            reduce_baseline(outputs, np.array(probe.continuation), probe.prompt_tokens, wanted, limits)
+            for probe, outputs in pairs
+        ]
+    except SignalsError as exc:
+        raise ProbeError(f"probes: their baseline cannot be reduced for the device: {exc}") from exc
+    write_reduced(baseline, reduced)
     extra = {PROBES: probes, BASELINE: baseline}
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (prepared.model.folder / name).is_file():

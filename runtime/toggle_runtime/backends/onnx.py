@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toggle_runtime.records import Generation, ModelShape
+from toggle_runtime.signals import UNDECIDED
 
 GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
 _LEVEL = b"\x0a\x0eaccuracy_level\x18"
@@ -114,19 +115,32 @@ def cached_logits(
 
 
 def outputs(
-    model: OnnxModel, batch: NDArray[np.int64]
+    model: OnnxModel, batch: NDArray[np.int64], states: Sequence[int]
 ) -> Tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Outputs of the signals graph for `batch x tokens`: logits, attention `batch x layers x heads x tokens x
-    tokens`, and last hidden states. Rows may be padded on the right: attention is causal."""
-    shape = model.shape
+    tokens`, and the hidden states after the blocks in `states`, `batch x states x tokens x width`. Rows may be
+    padded on the right: attention is causal."""
+    attention = [f"signals.attention.{layer}" for layer in range(model.shape.layers)]
+    hidden = [f"signals.hidden.{layer}" for layer in states]
+    found = model.session.run(["logits", *attention, *hidden], _prompt(model.shape, batch))
+    return found[0], np.stack(found[1 : 1 + len(attention)], 1), np.stack(found[1 + len(attention) :], 1)
+
+
+def choices(model: OnnxModel, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The token of the largest logit at every position of `batch x tokens`, `UNDECIDED` where logits are not finite."""
+    (logits,) = model.session.run(["logits"], _prompt(model.shape, batch))
+    finite = np.logical_and.reduce(np.isfinite(logits), axis=-1)
+    chosen: NDArray[np.int64] = np.where(finite, logits.argmax(axis=-1), UNDECIDED)
+    return chosen
+
+
+def _prompt(shape: ModelShape, batch: NDArray[np.int64]) -> Dict[str, NDArray[Any]]:
     empty = np.zeros((len(batch), shape.kv_heads, 0, shape.head_size), np.float32)
     feed: Dict[str, NDArray[Any]] = {"input_ids": batch, "attention_mask": np.ones_like(batch)}
     for layer in range(shape.layers):
         feed[f"past_key_values.{layer}.key"] = empty
         feed[f"past_key_values.{layer}.value"] = empty
-    attention = [f"signals.attention.{layer}" for layer in range(shape.layers)]
-    logits, hidden, *rows = model.session.run(["logits", "signals.hidden", *attention], feed)
-    return logits, np.stack(rows, axis=1), hidden
+    return feed
 
 
 def _empty_cache(shape: ModelShape, capacity: int) -> List[Tuple[str, str, Any]]:
