@@ -116,14 +116,14 @@ def test_pasted_into_a_profile_they_hold_at_the_coverage_and_tighter_ones_do_not
     rows = traces(seed, probes, size=size)
     asked = {name: str(relaxed(parse(text), relax)) for name, text in FORMULAS.items()}
     found = tightened(ModeSpecification(asked, coverage, 0.0), relax, rows)
-    (verdict,) = judge({"m": loaded(as_profile(found), coverage, relax)}, rows, {})
+    (verdict,) = judge({"m": loaded(as_profile(found), coverage, relax)}, rows, dict.fromkeys(FORMULAS, 0.0))
     assert verdict.verdict == SATISFIED
     # The rounding of the thresholds may let a probe more than needed pass; then one of them may be spared.
     assume(verdict.coverage.satisfied == verdict.coverage.required)
     for name, each in found.items():
         tighter = each.threshold + (1e-3 if name == "attention" else -1e-3)
         pasted = as_profile({**found, name: replace(each, threshold=tighter)})
-        (verdict,) = judge({"m": loaded(pasted, coverage, relax)}, rows, {})
+        (verdict,) = judge({"m": loaded(pasted, coverage, relax)}, rows, dict.fromkeys(FORMULAS, 0.0))
         assert verdict.coverage.satisfied < verdict.coverage.required, name
 
 

@@ -110,22 +110,21 @@ def test_mined_thresholds_are_a_piece_of_a_profile_with_which_the_config_passes(
     assert all(0 <= verdict.robustness < 1.001e-4 for verdict in again.verdict.verdicts)
 
 
-@pytest.fixture
-def damaged(tiny_folder: Path, tmp_path: Path) -> Path:
-    """The tiny model with one NaN in a norm's weights, which every format leaves as they are."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(tiny_folder, folder)
+def damaged(model: Path, folder: Path, weight: str) -> Path:
+    """The tiny model with one weight of its last block that is NaN."""
+    shutil.copytree(model, folder)
     weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.input_layernorm.weight"][3] = torch.nan
+    weights[f"model.layers.1.{weight}.weight"].view(-1)[3] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 @pytest.mark.parametrize("config", ["fp32", "int4-g32", "int8-axis"])
+@pytest.mark.parametrize("weight", ["input_layernorm", "self_attn.q_proj"])
 def test_a_weight_that_is_no_number_leaves_everything_unset(
-    damaged: Path, tmp_path: Path, config: str
+    tiny_folder: Path, tmp_path: Path, config: str, weight: str
 ) -> None:
-    result = checked(tmp_path, damaged, config, mine=True)
+    result = checked(tmp_path, damaged(tiny_folder, tmp_path / "damaged", weight), config, mine=True)
     assert result.outcome == "ERROR", "exit code 3"
     assert "coherence: probe 0: jsd is not finite at step 0 (and 7 more probes)" in (result.reason or "")
     assert {verdict.verdict for verdict in result.verdict.verdicts} == {"UNSET"}
@@ -141,6 +140,19 @@ def test_a_weight_that_is_no_number_leaves_everything_unset(
     for absent in ("robustness over time", "┼", "PASS", "SATISFIED", "confidence"):
         assert absent not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_a_damaged_weight_does_not_reach_keeps_its_verdict_and_the_mode_does_not(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    # Attention of the last block is computed before its MLP.
+    result = checked(tmp_path, damaged(tiny_folder, tmp_path / "damaged", "mlp.up_proj"), "int8-axis")
+    assert result.outcome == "ERROR"
+    words = {verdict.property: verdict.verdict for verdict in result.verdict.verdicts}
+    assert words.pop("long_range_dependency") != "UNSET"
+    assert set(words.values()) == {"UNSET"}
+    assert [name for name, each in result.series.items() if each is not None] == ["long_range_dependency"]
+    assert printed(result).count("┼") == 1
 
 
 @pytest.mark.parametrize(
