@@ -121,10 +121,15 @@ def known_mode(mode: str, specification: Mapping[str, object]) -> str:
 def _outcome(verdict: ModeVerdict, avgpp: float | None, required: float) -> tuple[str, str | None]:
     if verdict.verdict == UNSET:
         reasons = [f"{v.property}: {v.reason}" for v in verdict.verdicts if v.reason]
-        return ERROR, f"could not be judged: {'; '.join(reasons) or 'no reason given'}"
+        return ERROR, f"could not be judged: {'; '.join(reasons) or verdict.reason or 'no reason given'}"
     coverage = verdict.coverage
     if verdict.verdict not in (SATISFIED, MARGINAL):
         return FAIL, f"{coverage.satisfied} of {coverage.probes} probes satisfy it, {coverage.required} must"
-    if avgpp is None or avgpp < required:
-        return FAIL, f"AvgPP is {'unknown' if avgpp is None else f'{avgpp:.2f}'}, the mode needs {required:g}"
+    if avgpp is None:
+        return (
+            ERROR,
+            "AvgPP could not be computed, although every property could be judged",
+        )
+    if avgpp < required:
+        return FAIL, f"AvgPP is {avgpp:.2f}, the mode needs {required:g}"
     return PASS, None
