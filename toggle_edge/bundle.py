@@ -123,16 +123,8 @@ def read_bundle(
     version, a path that leaves the bundle, a missing or altered blob, a signature that is wrong or a stranger's,
     and on an unsigned bundle unless `allow_unsigned`.
     """
-    path = folder / MANIFEST
+    manifest, text = _manifest_in(folder)
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(
-                f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}"
-            )
-        text = path.read_text(encoding="utf-8")
-        manifest = from_json(Manifest, text)
-        if manifest.version >= CANONICAL_SINCE and to_json(manifest) != text:
-            raise BundleError(f"{path}: expected canonical JSON (sorted keys, no spaces); export it again")
         whose = None
         if manifest.signature is not None or not allow_unsigned:
             whose = signer(manifest, trusted_keys() if trusted is None else trusted)
@@ -146,6 +138,32 @@ def read_bundle(
                 )
     except (OSError, UnicodeDecodeError, RecordError) as exc:
         raise BundleError(f"{folder}: not a readable bundle: {exc}") from exc
+    return bundle
+
+
+def keep_contract(bundle: Bundle, folder: Path) -> None:
+    """Put into `folder` what a run's verdict depends on: the manifest and the probes, without the artifact."""
+    (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    blob = bundle.manifest.files[PROBES]
+    shutil.copyfile(bundle.blob_path(blob.sha256), folder / "blobs" / "sha256" / blob.sha256)
+    shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
+
+
+def read_contract(folder: Path) -> Bundle:
+    """Open what `keep_contract` kept; only the manifest and the probes are there. Signatures are not asked for: who
+    signed matters to what may run, and this has run.
+
+    Raises BundleError when either is missing or altered.
+    """
+    manifest, text = _manifest_in(folder)
+    bundle = Bundle(digest_of(text), manifest, folder)
+    blob = manifest.files.get(PROBES)
+    try:
+        found = None if blob is None else _digest_file(bundle.blob_path(blob.sha256))
+    except OSError as exc:
+        raise BundleError(f"{folder}: {PROBES} cannot be read: {exc}") from exc
+    if blob is None or found != blob:
+        raise BundleError(f"{folder}: {PROBES}: expected {blob}, got {found}; measure the bundle again")
     return bundle
 
 
@@ -168,6 +186,23 @@ def probes_of(bundle: Bundle) -> tuple[BundledProbe, ...]:
         return tuple(_bundled_probe(entry) for entry in entries)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as exc:
         raise BundleError(f"{where}: expected a list of probes: {exc!r}; export the bundle again") from exc
+
+
+def _manifest_in(folder: Path) -> tuple[Manifest, str]:
+    """The manifest in a folder, and its text. Raises BundleError where it is too large, damaged or not canonical."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(
+                f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}"
+            )
+        text = path.read_text(encoding="utf-8")
+        manifest = from_json(Manifest, text)
+        if manifest.version >= CANONICAL_SINCE and to_json(manifest) != text:
+            raise BundleError(f"{path}: expected canonical JSON (sorted keys, no spaces); export it again")
+    except (OSError, UnicodeDecodeError, RecordError) as exc:
+        raise BundleError(f"{folder}: not a readable bundle: {exc}") from exc
+    return manifest, text
 
 
 def _bundled_probe(entry: dict[str, object]) -> BundledProbe:

@@ -8,6 +8,7 @@
     - ConfigError
     - DeviceFileError
     - BundleError                a bundle's folder: incomplete, damaged, unsigned, or signed by a stranger
+    - RunFolderError             a run that validate kept: incomplete, or altered since
     - SigningKeyError
     - StudyError                 no study of this name, or one that was started differently
   - OperationError               could not be done or measured: exit code 3
@@ -41,6 +42,7 @@ __all__ = [
     "ParityError",
     "ProbeError",
     "ProfileError",
+    "RunFolderError",
     "SearchError",
     "SigningKeyError",
     "StoreError",
@@ -86,6 +88,10 @@ class DeviceFileError(InputError):
 
 class BundleError(InputError):
     """A bundle's folder cannot be used: incomplete, not what its digests say, unsigned, or signed by a stranger."""
+
+
+class RunFolderError(InputError):
+    pass
 
 
 class SigningKeyError(InputError):

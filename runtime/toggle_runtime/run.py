@@ -292,11 +292,7 @@ def _judge(manifest: Manifest, collected: Collected) -> "tuple[str, Optional[str
                 return records.PASS, None
             if mode.verdict == records.VIOLATED:
                 return records.FAIL, f"mode {mode.mode} is violated"
-            reasons = [f"{v.property}: {v.reason}" for v in mode.verdicts if v.reason]
-            return (
-                records.ERROR,
-                f"mode {mode.mode} is {mode.verdict}: {'; '.join(reasons) or 'no reason given'}",
-            )
+            return records.ERROR, f"mode {mode.mode} is {mode.verdict}: {mode.reason or 'no reason given'}"
     return records.ERROR, f"the worker did not judge the default mode {manifest.default_mode!r}"
 
 

@@ -29,7 +29,7 @@ from toggle_runtime.records import (
 from toggle_runtime.signals import FAR, LAYER_SIGNALS, Trace
 from toggle_runtime.stl import UnsetError, parse, robustness, robustness_bounds, signals_of
 
-__all__ = ["avgpp", "judge", "noise_floor", "per_probe_robustness", "signals_read"]
+__all__ = ["avgpp", "judge", "noise_floor", "per_probe_bounds", "per_probe_robustness", "signals_read"]
 
 _MISSING = {
     "factual": "signal 'factual' has no answer step",
@@ -113,7 +113,15 @@ def _preserved(name: str, trace: Trace) -> Optional[NDArray[np.float64]]:
 def per_probe_robustness(formula: str, traces: Sequence[Trace]) -> NDArray[np.float64]:
     """Robustness of one formula's text on each probe, the lower end of an interval, NaN where it is unset. Raises
     FormulaError."""
-    return _evaluate(formula, traces).values
+    return per_probe_bounds(formula, traces)[0]
+
+
+def per_probe_bounds(
+    formula: str, traces: Sequence[Trace]
+) -> Tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper end of the robustness on each probe, NaN where it is unset. Raises FormulaError."""
+    evaluation = _evaluate(formula, traces)
+    return evaluation.values, evaluation.most
 
 
 def noise_floor(

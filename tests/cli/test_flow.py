@@ -120,6 +120,19 @@ def test_the_bundle_is_measured_and_certified(folder: Path, search: dict[str, An
     assert result["parity"]["compared"] == 2 * 64 * 512
     assert Path(folder, result["record_file"]).is_file()
     assert result["measured"]["decode_ms_p50"]["value"] > 0
+    kept = Path(folder, result["record_file"]).parent
+    again = run(folder, "certify", kept, "--json", "--jobs", 2)
+    assert again.returncode == done.returncode, again.stderr
+    certified = json.loads(again.stdout)
+    assert certified["certified"] is True
+    for key in ("outcome", "mode", "run", "bundle", "verdict", "verdicts", "coverage", "avgpp"):
+        assert certified[key] == ({"digest": result[key]["digest"]} if key == "bundle" else result[key]), key
+    assert certified["differences"].keys() == {verdict["property"] for verdict in certified["verdicts"]}
+    assert max(certified["differences"].values()) <= 1e-9
+    shown = run(folder, "certify", kept, "--mode", "relaxed", "--candidates", 5)
+    assert "RTAMT agrees in every number" in shown.stdout
+    assert "5 candidates" in shown.stdout
+    assert all(len(line) <= 100 for line in shown.stdout.splitlines())
 
 
 def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, Any]) -> None:

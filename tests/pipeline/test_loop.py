@@ -56,7 +56,7 @@ def test_an_outcome_is_what_the_verdict_stands_for(verdict: str, outcome: str) -
 
 def judged(verdict: str, *, avgpp: float | None = 97.0, certified: bool = True) -> Judged:
     modes = {"optimal": mode_verdict(verdict, avgpp)}
-    return Judged(RunRecord(1, "r", "b", "PASS"), {}, modes, Certificate(certified, (), {}), "PASS", None)
+    return Judged(RunRecord(1, "r", "b", "PASS"), {}, modes, Certificate(certified, (), {}, {}), "PASS", None)
 
 
 def mode_verdict(verdict: str, avgpp: float | None = 97.0) -> ModeVerdict:

@@ -49,7 +49,7 @@ def candidate(id: str, verdict: str, robustness: float, milliseconds: float) -> 
         },
         modes={"optimal": judged(verdict, robustness)},
         host_modes={"optimal": judged("SATISFIED", 0.02)},
-        certificate=Certificate(True, (), {"optimal": bound}),
+        certificate=Certificate(True, (), {"optimal": bound}, {}),
     )
 
 

@@ -21,14 +21,8 @@ from toggle_edge.certify.bounds import (
     of_selected,
     of_tried,
 )
-from toggle_edge.certify.monitor import Monitor
-from toggle_edge.certify.recomputation import (
-    TOLERANCE,
-    avgpp_of,
-    mode_verdict_of,
-    noise_floor_of,
-    series_of,
-)
+from toggle_edge.certify.recomputation import avgpp_of, mode_verdict_of, noise_floor_of
+from toggle_edge.certify.series import TOLERANCE, differences_of, series_of
 from toggle_edge.errors import CertificationError
 
 __all__ = [
@@ -48,12 +42,14 @@ class Certificate:
     """Whether the claim is what the traces say, where it is not, and the bound of each mode that is stated.
 
     `certified` means that the claim is true, not that it is favourable: an agreed VIOLATED or UNSET is
-    certified too.
+    certified too. `differences` says by property how far the two monitors are apart at most, over both runs, all
+    probes and modes.
     """
 
     certified: bool
     disagreements: tuple[str, ...]
     bounds: Mapping[str, CoverageBound]
+    differences: Mapping[str, float]
 
 
 def certify(
@@ -65,6 +61,7 @@ def certify(
     *,
     candidates: int,
     stated: Sequence[str] | None = None,
+    jobs: int = 1,
 ) -> Certificate:
     """Judge a run again and compare with what its record claims.
 
@@ -72,15 +69,14 @@ def certify(
     `candidates` is how many were judged on these probes. `stated` are the modes that get a bound, None being
     all: they are stated together, so each weakens the others. Numbers may differ by 1e-9, everything else must
     be equal; of an UNSET verdict's reason only the presence is compared. A claim without traces, or whose two
-    runs differ in probes, is not certified.
+    runs differ in probes, is not certified. RTAMT runs in `jobs` processes.
 
     Raises CertificationError when a formula of the specification cannot be read or RTAMT fails.
     """
-    monitor = Monitor()
-    texts = {text for mode in specification.values() for text in mode.properties.values()}
+    texts = sorted({text for mode in specification.values() for text in mode.properties.values()})
     try:
-        first = {text: series_of(monitor, text, traces) for text in texts}
-        second = {text: series_of(monitor, text, repeated) for text in texts}
+        first, second = series_of(texts, (traces, repeated), jobs)
+        differences = differences_of(specification, [(traces, first), (repeated, second)])
     except FormulaError as exc:
         raise CertificationError(f"certify: the specification cannot be read: {exc}") from exc
     floors = noise_floor_of(specification, first, second)
@@ -94,6 +90,11 @@ def certify(
         *_gaps(specification, traces, repeated),
         *_repetitions(record_modes),
         *_differences(_claim(record_modes, noise_floor), _claim(modes, floors)),
+        *(
+            f"{name}: the monitors are {difference} apart"
+            for name, difference in differences.items()
+            if not difference <= TOLERANCE
+        ),
     )
     bounded = {name: mode for name, mode in specification.items() if stated is None or name in stated}
     division = of_tried(candidates, bounded)
@@ -102,7 +103,7 @@ def certify(
         for verdict in modes
         if verdict.mode in bounded
     }
-    return Certificate(not disagreements, disagreements, bounds)
+    return Certificate(not disagreements, disagreements, bounds, differences)
 
 
 def _gaps(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from toggle_runtime.records import (
     MARGINAL,
@@ -22,14 +21,12 @@ from toggle_runtime.records import (
     Verdict,
 )
 from toggle_runtime.signals import Trace
-from toggle_runtime.stl import UnsetError, parse, signals_of
+from toggle_runtime.stl import parse, signals_of
 
-from toggle_edge.certify.monitor import Monitor, attains
+from toggle_edge.certify.monitor import attains
+from toggle_edge.certify.series import TOLERANCE, Series
 
-__all__ = ["TOLERANCE", "Series", "avgpp_of", "mode_verdict_of", "noise_floor_of", "series_of"]
-
-TOLERANCE = 1e-9
-"""Both sides compute in float64 from the same traces; more than this is another number."""
+__all__ = ["avgpp_of", "mode_verdict_of", "noise_floor_of"]
 
 _KINDS = {
     **dict.fromkeys(("attention", "attention_min"), "attention"),
@@ -37,27 +34,6 @@ _KINDS = {
     "attention_far": "attention_far",
 }
 """The cosines by layer that a signal is made of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One formula on every probe: lower and upper end of the robustness or None, and why each None is unset."""
-
-    values: tuple[tuple[float, float] | None, ...]
-    reasons: Mapping[int, str]
-
-
-def series_of(monitor: Monitor, text: str, traces: Sequence[Trace]) -> Series:
-    """Evaluate one formula on all traces."""
-    values: list[tuple[float, float] | None] = []
-    reasons: dict[int, str] = {}
-    for probe, trace in enumerate(traces):
-        try:
-            values.append(monitor.robustness(text, trace))
-        except UnsetError as exc:
-            values.append(None)
-            reasons[probe] = str(exc)
-    return Series(tuple(values), reasons)
 
 
 def noise_floor_of(

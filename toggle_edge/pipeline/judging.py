@@ -14,6 +14,7 @@ from toggle_runtime.records import (
     MARGINAL,
     PASS,
     SATISFIED,
+    UNSET,
     VIOLATED,
     Measurement,
     ModeSpecification,
@@ -41,6 +42,12 @@ class Judged:
     outcome: str
     reason: str | None
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether every mode has a certified verdict; the default mode's may be UNSET, and the outcome ERROR then."""
+        certified = self.certificate is not None and self.certificate.certified
+        return certified and (self.outcome in (PASS, FAIL) or self.outcome == self.record.outcome)
+
     def shortfall(
         self, mode: str, specification: Mapping[str, ModeSpecification], host: Mapping[str, ModeVerdict]
     ) -> str | None:
@@ -51,9 +58,11 @@ class Judged:
         """
         if mode not in self.modes:
             return f"the run ended with {self.outcome}"
-        if self.certificate is None or not self.certificate.certified:
+        if not self.is_judged:
             return "its verdict was not certified"
         verdict, target = self.modes[mode], specification[mode].avgpp
+        if verdict.verdict == UNSET:
+            return f"UNSET: {verdict.reason}"
         if verdict.verdict not in (SATISFIED, MARGINAL):
             coverage = verdict.coverage
             blame = (
@@ -79,14 +88,15 @@ def judge_run(
     *,
     candidates: int,
     stated: Sequence[str] | None = None,
+    jobs: int = 1,
 ) -> Judged:
     """Certify a run's claim from its own traces. A disagreement is an ERROR, whatever the device said.
 
-    `probes` are those that were sent; `candidates` and `stated` are as in `certify`. A run whose parity pass is
+    `probes` are those that were sent; `candidates`, `stated` and `jobs` are as in `certify`. A run whose parity pass is
     missing or failed proves nothing of what was searched, and is an ERROR too.
     """
     summary = measured(record)
-    if record.outcome not in (PASS, FAIL):
+    if record.outcome not in (PASS, FAIL) and not _is_undecided(record, bundle):
         return Judged(record, summary, {}, None, record.outcome, record.reason)
     if record.bundle != bundle.digest:
         reason = f"expected the record of bundle {bundle.digest[:12]}, got one of {record.bundle[:12]}"
@@ -113,6 +123,7 @@ def judge_run(
             record.noise_floor,
             candidates=candidates,
             stated=stated,
+            jobs=jobs,
         )
     except (SignalsError, CertificationError) as exc:
         return Judged(record, summary, {}, None, ERROR, f"the traces cannot be certified: {exc}")
@@ -125,6 +136,14 @@ def judge_run(
         reason = f"the device says {record.outcome}, its certified verdict means {implied}"
         return Judged(record, summary, modes, certificate, ERROR, reason)
     return Judged(record, summary, modes, certificate, implied, record.reason)
+
+
+def _is_undecided(record: RunRecord, bundle: Bundle) -> bool:
+    """Whether the run went through and is an ERROR only because the default mode's verdict is UNSET."""
+    default = bundle.manifest.default_mode
+    return record.outcome == ERROR and any(
+        verdict.mode == default and verdict.verdict == UNSET for verdict in record.modes
+    )
 
 
 def implied_outcome(judged: ModeVerdict) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.plan import Plan
-from toggle_runtime.records import FAIL, PASS
+from toggle_runtime.records import ERROR, FAIL, PASS
 
-from toggle_edge.bundle import probes_of, read_bundle
+from toggle_edge.bundle import keep_contract, probes_of, read_bundle
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
@@ -25,8 +25,8 @@ PLAN = Plan(["parity", "verify", "latency", "memory", "energy"])
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """What `toggle-edge validate` may be told. `output` keeps each run's record and traces in a folder of its own;
-    `mode` None is the bundle's default."""
+    """What `toggle-edge validate` may be told. `output` keeps each run in a folder of its own: its record, its traces
+    and what it is judged by; `mode` None is the bundle's default."""
 
     device: str
     bundle: Path
@@ -60,13 +60,16 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
             on_progress=on_progress,
         )
         folder = output / result.record.run_id
+        keep_contract(bundle, output / "latest.partial" / "bundle")
         (output / "latest.partial").rename(folder)
     traces = folder / "traces.npz" if result.traces else None
     judged = judge_run(result.record, traces, bundle, probes, candidates=1, stated=[mode])
     report("device", steps, steps, judged.outcome)
     budget = budget_of(device)
     over = over_budget(judged.measured, budget) if judged.modes else {}
-    outcome, reason = _outcome(judged, mode, over)
+    outcome, reason = contract_outcome(judged, mode)
+    if outcome == PASS and over:
+        outcome, reason = FAIL, f"over the device's budget: {'; '.join(over.values())}"
     return ValidationResult(
         outcome=outcome,
         reason=reason,
@@ -98,17 +101,18 @@ def describe(event: Mapping[str, object]) -> str:
     return " ".join([*words, share]).strip()
 
 
-def _outcome(judged: Judged, mode: str, over: Mapping[str, str]) -> tuple[str, str | None]:
-    if judged.outcome not in (PASS, FAIL) or mode not in judged.modes:
+def contract_outcome(judged: Judged, mode: str) -> tuple[str, str | None]:
+    """Outcome and reason of a run under a mode, whatever it cost: PASS, FAIL, or why nothing was decided."""
+    if not judged.is_judged or mode not in judged.modes:
         return judged.outcome, judged.reason
     verdict = judged.modes[mode]
     outcome = implied_outcome(verdict)
-    if outcome == PASS and over:
-        return FAIL, f"over the device's budget: {'; '.join(over.values())}"
+    if outcome == ERROR:
+        return ERROR, f"mode {mode} could not be decided: {verdict.reason}"
     coverage = verdict.coverage
     if outcome == FAIL:
         return FAIL, (
             f"{coverage.satisfied} of {coverage.probes} probes satisfy {mode} on this device, it needs "
             f"{coverage.required}"
         )
-    return outcome, None if outcome == PASS else judged.reason
+    return outcome, None
