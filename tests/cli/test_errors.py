@@ -162,8 +162,15 @@ class TestModel:
         weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
         save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
         ended = call("check", model, "--config", "int4-g32")
-        assert ended.code in (2, 3)
-        assert "finite" in ended.err + ended.out
+        assert ended.code == 3
+        assert "not finite in model.layers.1.mlp.up_proj.weight" in " ".join(ended.out.split())
+        for command in (
+            ["search", model, "--trials", 3],
+            ["export", model, "--config", "int4-g32", "-o", "b"],
+        ):
+            ended = call(*command)
+            assert ended.code == 2
+            assert "expected finite weights" in ended.err
 
 
 class TestProfile:

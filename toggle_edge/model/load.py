@@ -77,6 +77,24 @@ def load_model(folder: Path) -> LanguageModel:
     return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers, shape)
 
 
+def damaged_weights(model: LanguageModel) -> tuple[str, ...]:
+    """Names of the parameters with a NaN or an infinity among them."""
+    return tuple(
+        name for name, values in model.module.named_parameters() if not bool(torch.isfinite(values).all())
+    )
+
+
+def require_whole(model: LanguageModel) -> None:
+    """Raises ModelError when a weight is not finite: such a model's signals are NaN, and every verdict UNSET."""
+    damaged = damaged_weights(model)
+    if damaged:
+        raise ModelError(
+            f"model folder {model.folder}: expected finite weights, got a NaN or an infinity in "
+            f"{', '.join(damaged[:3])}{f' and {len(damaged) - 3} more' if len(damaged) > 3 else ''}; "
+            "the file is damaged, save it anew"
+        )
+
+
 def _first_line(exc: Exception) -> str:
     return next((line for line in str(exc).splitlines() if line.strip()), "no message")
 

@@ -13,6 +13,7 @@ from toggle_runtime.stl import Always, Formula, Not, parse, robustness_series
 from toggle_edge.certify import coverage_bound
 from toggle_edge.cost import proxy_flops_ratio
 from toggle_edge.errors import ConfigError
+from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.loop import Prepared
 from toggle_edge.probes import excerpt
@@ -52,6 +53,9 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     report("check", 1, 1, config.summary())
     verdict, required = evaluation.modes[mode], prepared.specification[mode].avgpp
     outcome, reason = _outcome(verdict, evaluation.avgpp, required)
+    damaged = damaged_weights(prepared.model) if verdict.verdict == UNSET else ()
+    if damaged:
+        reason = f"{reason}; the model's own weights are not finite in {', '.join(damaged[:3])}"
     mine = None
     if options.mine:
         mine = (

@@ -11,6 +11,7 @@ from toggle_edge.config import Config
 from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.loop import TARGET, Prepared, export, identity_of, write_probes
@@ -90,6 +91,7 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
 def _written(
     prepared: Prepared, config: Config, trial: int | None, options: ExportOptions, report: Reporter
 ) -> ExportResult:
+    require_whole(prepared.model)
     key = None if options.unsigned else signing_key()
     report("export", 0, 2, "building the graph")
     with naming_errors(options.output.parent):

@@ -15,6 +15,7 @@ from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.export import exporter_for
+from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.loop import TARGET, Prepared, identity_of, search, stored_sensitivity
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
@@ -48,6 +49,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     started = time.monotonic()
     exporter_for(options.target)  # an unknown target is refused before anything is done
     prepared = prepared_for(options.model, options.profile, options.probes, report)
+    require_whole(prepared.model)
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
     with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:
         if options.resume:
