@@ -13,7 +13,8 @@ from toggle_edge.config import FP16, Config, Format
 from toggle_edge.model.layers import EMBEDDING
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.probes import Probe, load_probes, split_probes
-from toggle_edge.signals import baseline_outputs, perplexity, traces_of
+from toggle_edge.reading import perplexity
+from toggle_edge.signals import baseline_outputs, traces_of
 
 DEMO = Path(__file__).parents[1] / "demo"
 

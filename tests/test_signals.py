@@ -15,7 +15,8 @@ from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.probes import Probe
-from toggle_edge.signals import baseline_outputs, greedy_texts, perplexity, traces_of
+from toggle_edge.reading import greedy_texts, perplexity
+from toggle_edge.signals import baseline_outputs, traces_of
 
 
 @pytest.fixture(scope="module")
