@@ -10,6 +10,7 @@ import pytest
 from toggle_edge.errors import ProbeError
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.probes import Probe, load_probes, probes_to_json, split_probes
+from toggle_edge.sources import ProbeSource
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the sunny park."
 
@@ -37,7 +38,8 @@ def test_the_last_occurrence_is_the_answer(tiny: LanguageModel, tmp_path: Path) 
 
 
 def test_a_probe_without_an_answer_has_no_answer_steps(tiny: LanguageModel, tmp_path: Path) -> None:
-    (probe,) = load_probes(written(tmp_path, {"text": STORY}), tiny.tokenizer, steps=8, context_tokens=256)
+    source = ProbeSource("jsonl", str(written(tmp_path, {"text": STORY})))
+    (probe,) = load_probes(source, tiny.tokenizer, steps=8, context_tokens=256)
     assert probe.answer_steps == ()
 
 
@@ -50,22 +52,24 @@ def test_duplicates_are_one_probe(tiny: LanguageModel, tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ("{not json", r"probes\.jsonl:1: expected"),
-        ({"answer": "x"}, "expected"),
-        ({"text": 3}, "to be strings"),
+        ({"answer": "x"}, r"probes\.jsonl:1: expected .*got the keys 'answer'"),
+        ({"text": 3}, "expected text to be a string, got int"),
+        ({"text": STORY, "answer": 3}, "expected answer to be a string, got int"),
         ({"text": "Too short."}, "at least 34 tokens"),
         ({"text": STORY * 9}, "do not fit the model's context"),
         ({"text": STORY + STORY, "answer": "giraffe"}, "is not in the text"),
         (
             {"text": STORY + " " + STORY.replace("Once", "Then"), "answer": "Once"},
-            "within the last 32 tokens",
+            "prompt of at least 2 tokens",
         ),
     ],
 )
 def test_a_malformed_probe_is_refused_with_its_line(
     tiny: LanguageModel, tmp_path: Path, entry: object, message: str
 ) -> None:
+    source = ProbeSource("jsonl", str(written(tmp_path, entry)))
     with pytest.raises(ProbeError, match=message):
-        load_probes(written(tmp_path, entry), tiny.tokenizer, steps=32, context_tokens=256)
+        load_probes(source, tiny.tokenizer, steps=32, context_tokens=256)
 
 
 def test_a_missing_file_is_refused(tiny: LanguageModel, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_a_budget_limits_known_measurements(tmp_path):
         ("coverage = 0.95", "coverage = true", ["modes.optimal.coverage", "finite number, got True"]),
         ("coverage = 0.95", "", ["modes.optimal.coverage: missing"]),
         ("relax = 0.2", "relax = 1.2", ["modes.relaxed.relax", "from 0 to 1"]),
+        ("relax = 0.2", "relax = 1.0", ["modes.relaxed.relax", "expected less than 1"]),
         ("avgpp = 95.0", "avgpp = 101", ["modes.optimal.avgpp", "from 0 to 100"]),
         (
             "threshold = 0.25",
@@ -150,7 +151,7 @@ def test_no_property_is_no_contract(tmp_path):
 
 
 def test_an_unknown_name_or_path_says_what_there_is(tmp_path):
-    with pytest.raises(ProfileError, match=r"one of default, paper.*did you mean 'default'\?"):
+    with pytest.raises(ProfileError, match=r"one of assistant, default, .*did you mean 'default'\?"):
         load_profile("defualt")
     with pytest.raises(ProfileError, match=r"none\.toml: expected a readable profile: No such file"):
         load_profile(tmp_path / "none.toml")
