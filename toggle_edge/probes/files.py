@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toggle_edge.errors import ProbeError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_JSON_BYTES", "MAX_LINE_BYTES", "lines_of", "whole"]
+__all__ = ["MAX_FILE_BYTES", "MAX_JSON_BYTES", "MAX_LINE_BYTES", "check_file", "lines_of", "whole"]
 
 MAX_FILE_BYTES = 256 << 20
 MAX_JSON_BYTES = 32 << 20
@@ -24,7 +24,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     Raises ProbeError for what is not a regular file, an empty or too large one, a line that is too long, NUL bytes
     and anything but UTF-8.
     """
-    _check(path, MAX_FILE_BYTES, "use a part of it (its first lines, say)")
+    check_file(path)
     try:
         with path.open("rb") as stream:
             number = 0
@@ -43,7 +43,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 def whole(path: Path) -> str:
     """All of a small file's text. Raises ProbeError as `lines_of` does."""
-    _check(path, MAX_JSON_BYTES, "split it, or make it JSON lines")
+    check_file(path, MAX_JSON_BYTES)
     try:
         content = path.read_bytes()
     except OSError as exc:
@@ -51,7 +51,8 @@ def whole(path: Path) -> str:
     return _decoded(content, f"probes {path}", first=True)
 
 
-def _check(path: Path, most: int, remedy: str) -> None:
+def check_file(path: Path, most: int = MAX_FILE_BYTES) -> None:
+    """Raises ProbeError for what is not a regular file, and for one that is empty or larger than `most` bytes."""
     try:
         if path.is_dir():
             raise ProbeError(f"probes {path}: expected a file, got a folder; name the file in it")
@@ -65,7 +66,7 @@ def _check(path: Path, most: int, remedy: str) -> None:
     if not size:
         raise ProbeError(f"probes {path}: expected texts, the file is empty; pass another --probes")
     if size > most:
-        raise ProbeError(f"probes {path}: expected at most {most} bytes, got {size}; {remedy}")
+        raise ProbeError(f"probes {path}: expected at most {most} bytes, got {size}; use a part of it")
 
 
 def _decoded(content: bytes, where: str, *, first: bool) -> str:

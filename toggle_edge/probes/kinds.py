@@ -10,10 +10,10 @@ from enum import Enum
 from pathlib import Path
 
 from toggle_edge.errors import ProbeError
-from toggle_edge.probes.files import lines_of, whole
+from toggle_edge.probes.files import check_file, lines_of, whole
 from toggle_edge.probes.passages import Passage, given, passage, prompted
 
-__all__ = ["READERS", "Enough", "Kind", "Overlong", "joined", "kind_of", "question"]
+__all__ = ["READERS", "Enough", "Kind", "Overlong", "joined", "kind_of", "question", "wiki_paragraphs"]
 
 Enough = Callable[[str], bool]
 """Whether a text has as many tokens as a probe should have."""
@@ -65,6 +65,7 @@ def kind_of(path: Path) -> str:
     if suffix == ".jsonl":
         explicit = any("answer" in entry or "prompt" in entry for _, entry in _objects(path))
         return "jsonl" if explicit else "stories"
+    check_file(path)  # one that is not there has no kind to be told either
     raise ProbeError(
         f"probes {path}: what it holds cannot be told from {suffix or 'a name without an ending'!r}; expected .csv, "
         f".json, .jsonl or .txt, or its kind before it: KIND:{path.name} with one of {', '.join(READERS)}"
@@ -216,23 +217,27 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     # Strict: a quote that is never closed would otherwise swallow the rest of the file without a word.
     reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
     header: list[str] = []
+    following = f"{path}:1"
     try:
         for cells in reader:
-            place = f"{path}:{reader.line_num}"
+            # A row may take several lines; its first one is where people look.
+            place, following = following, f"{path}:{reader.line_num + 1}"
+            if not cells:
+                continue
             if not header:
                 header = [cell.strip().lower() for cell in cells]
                 if len(set(header)) < len(header):
                     raise ProbeError(f"{place}: expected each column once, got {', '.join(cells)}")
                 yield place, dict(zip(header, cells, strict=True))
-            elif cells:
-                if len(cells) != len(header):
-                    raise ProbeError(
-                        f"{place}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}; "
-                        "quote texts that have commas"
-                    )
+            elif len(cells) != len(header):
+                raise ProbeError(
+                    f"{place}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}; "
+                    "quote texts that have commas"
+                )
+            else:
                 yield place, dict(zip(header, cells, strict=True))
     except csv.Error as exc:
-        raise ProbeError(f"{path}:{reader.line_num}: expected CSV: {exc}") from exc
+        raise ProbeError(f"{following}: expected CSV: {exc}") from exc
     if not header:
         raise ProbeError(f"probes {path}: expected a header line with the names of columns, got blank lines")
 

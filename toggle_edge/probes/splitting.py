@@ -14,7 +14,7 @@ from toggle_edge.errors import ProbeError
 from toggle_edge.probes.probe import Probe, probes_to_json
 from toggle_edge.probes.similarity import NearTexts, shingles
 
-__all__ = ["ProbeSplit", "split_probes"]
+__all__ = ["ProbeSplit", "sides_of", "split_probes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,28 @@ class ProbeSplit:
 
 
 def split_probes(probes: Sequence[Probe], *, search: int, certificate: int) -> ProbeSplit:
-    """Split by the hash of each probe's text: even ones are for the search, odd ones for the certificate.
+    """The first so many of each side, in the order of their hashes.
+
+    Raises ProbeError when either side would have fewer probes than asked for.
+    """
+    seen, judges = sides_of(probes)
+    dropped = len(probes) - len(seen) - len(judges)
+    for side, wanted, name in ((seen, search, "search"), (judges, certificate, "certificate")):
+        if len(side) < wanted:
+            raise ProbeError(
+                f"probes: expected at least {wanted} for the {name} side after splitting by content, "
+                f"got {len(side)} of {len(probes)} ({dropped} near-duplicates dropped); "
+                "add probes, or ask for fewer in the profile"
+            )
+    return ProbeSplit(tuple(seen[:search]), tuple(judges[:certificate]), dropped)
+
+
+def sides_of(probes: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
+    """Both sides whole, by the hash of each probe's text: even ones are for the search, odd ones for the certificate.
 
     Of near-duplicates (`similarity.NEAR`) within the certificate side the first by hash stays, since the bound assumes
     independent draws. Of those on different sides the search's is dropped, so that the certificate side remains
-    what the hash drew. Raises ProbeError when either side would have fewer probes than asked for.
+    what the hash drew.
     """
     sides: tuple[list[Probe], list[Probe]] = ([], [])
     for probe in sorted(probes, key=_content_hash):
@@ -53,16 +70,7 @@ def split_probes(probes: Sequence[Probe], *, search: int, certificate: int) -> P
             drawn.add(runs)
             judges.append(probe)
     # Near any that may be drawn, not only those drawn now: a larger certificate never meets what a search has seen.
-    seen = [probe for probe in sides[0] if not drawn.near(shingles(probe.text))]
-    dropped = len(probes) - len(seen) - len(judges)
-    for side, wanted, name in ((seen, search, "search"), (judges, certificate, "certificate")):
-        if len(side) < wanted:
-            raise ProbeError(
-                f"probes: expected at least {wanted} for the {name} side after splitting by content, "
-                f"got {len(side)} of {len(probes)} ({dropped} near-duplicates dropped); "
-                "add probes, or ask for fewer in the profile"
-            )
-    return ProbeSplit(tuple(seen[:search]), tuple(judges[:certificate]), dropped)
+    return [probe for probe in sides[0] if not drawn.near(shingles(probe.text))], judges
 
 
 def _content_hash(probe: Probe) -> str:
