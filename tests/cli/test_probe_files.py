@@ -1,4 +1,4 @@
-"""`--probes` as people type it: what it takes, what it refuses with exit code 2, and where probes come from without it."""
+"""`--probes` as people type it: what it takes, what it refuses with exit code 2, and what is read without it."""
 
 from __future__ import annotations
 
@@ -157,6 +157,7 @@ def test_what_cannot_be_used_is_refused(
         ("lambada:", "expected a path after it"),
         (".", "got a folder"),
         ("absent.csv", "cannot be read: No such file"),
+        ("absent", "cannot be read: No such file"),
     ],
 )
 def test_what_names_nothing_is_refused(call: Call, tmp_path: Path, option: str, message: str) -> None:
