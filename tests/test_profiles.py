@@ -7,6 +7,7 @@ import pytest
 from toggle_edge import profiles
 from toggle_edge.errors import InputError, ProfileError
 from toggle_edge.profiles import Mode, ProbeCounts, builtin_profiles, load_profile
+from toggle_edge.specification import specification_of
 
 DEFAULT = builtin_profiles()["default"].read_text()
 
@@ -92,6 +93,7 @@ def test_a_budget_limits_known_measurements(tmp_path):
         ("coverage = 0.95", "coverage = true", ["modes.optimal.coverage", "finite number, got True"]),
         ("coverage = 0.95", "", ["modes.optimal.coverage: missing"]),
         ("relax = 0.2", "relax = 1.2", ["modes.relaxed.relax", "from 0 to 1"]),
+        ("relax = 0.2", "relax = 1.0", ["modes.relaxed.relax", "expected less than 1"]),
         ("avgpp = 95.0", "avgpp = 101", ["modes.optimal.avgpp", "from 0 to 100"]),
         (
             "threshold = 0.25",
@@ -128,6 +130,142 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, old, new, expectations
         assert expectation in str(caught.value)
 
 
+PROBES = "[probes]\n"
+"""Where keys of its section may be put in."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expectations"),
+    [
+        ("[properties.coherence]", "colour = 3\n[properties.coherence]", ["colour: unknown key"]),
+        (
+            "threshold = 0.25",
+            "treshold = 0.25",
+            ["properties.coherence.treshold", "did you mean 'threshold'"],
+        ),
+        (
+            "threshold = 0.25",
+            "threshold = true",
+            ["properties.coherence.threshold", "finite number, got True"],
+        ),
+        (
+            "threshold = 0.25",
+            "threshold = -nan",
+            ["properties.coherence.threshold", "finite number, got nan"],
+        ),
+        ("threshold = 0.25", f"threshold = {'9' * 400}", ["properties.coherence.threshold", "finite number"]),
+        ("threshold = 0.25", f"threshold = {'9' * 5000}", ["expected TOML"]),
+        ("threshold = 0.25", "threshold = [0.25]", ["properties.coherence.threshold", "got [0.25]"]),
+        ("threshold = 0.25", "threshold = 0.25\nthreshold = 0.3", ["expected TOML", "overwrite", "line 7"]),
+        ("[modes.strict]", "[modes.strict]\n[modes.strict]", ["expected TOML", "twice"]),
+        ("relax = 0.2", "relax = -0.1", ["modes.relaxed.relax", "from 0 to 1, got -0.1"]),
+        ("coverage = 0.90", "coverage = -0.5", ["modes.relaxed.coverage", "from 0 to 1, got -0.5"]),
+        ("avgpp = 99.0", 'avgpp = "99"', ["modes.strict.avgpp", "finite number, got '99'"]),
+        ("[search]", "[search]\ntrials = 0", ["search.trials", "whole number >= 1, got 0"]),
+        ("[search]", "[search]\ntrials = true", ["search.trials", "got True"]),
+        ("[search]", "[search]\ntrails = 3", ["search.trails", "did you mean 'trials'"]),
+        (PROBES, PROBES + "max_token = 3\n", ["probes.max_token", "did you mean 'max_tokens'"]),
+        (PROBES, PROBES + "max_tokens = 33\n", ["probes.max_tokens", "min_steps + 2 = 34", "got 33"]),
+        (PROBES, PROBES + "max_tokens = 64.0\n", ["probes.max_tokens", "whole number"]),
+        (PROBES, PROBES + "probe_bytes = -1\n", ["probes.probe_bytes", ">= 1, got -1"]),
+        (PROBES, PROBES + 'data = "a.jsonl"\n', ["probes.data", "expected a list", "got 'a.jsonl'"]),
+        (PROBES, PROBES + "data = [3]\n", ["probes.data", "expected a list", "got [3]"]),
+        (
+            PROBES,
+            PROBES + 'data = ["lambda:a"]\n',
+            ["probes.data", "kind 'lambda'", "did you mean 'lambada'"],
+        ),
+        (PROBES, PROBES + 'data = ["hub:"]\n', ["probes.data", "expected a path after it"]),
+        (PROBES, PROBES + 'data = ["a.txt", "a.txt"]\n', ["probes.data", "each data set once"]),
+        ("[budget]", "[budget]\nttft_ms = inf", ["budget.ttft_ms", "finite number, got inf"]),
+        ("[budget]", "[[budget]]", ["budget: expected a table [budget]"]),
+        ("[budget]", f"[budget]\nx = {'[' * 10_000}", ["expected TOML"]),
+    ],
+)
+def test_what_no_profile_says_is_refused_with_its_place(tmp_path, old, new, expectations):
+    path = written(tmp_path, old, new)
+    with pytest.raises(ProfileError) as caught:
+        load_profile(path)
+    for expectation in [str(path), *expectations]:
+        assert expectation in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\0\0", b'x = "\0"', "x = 1".encode("utf-16"), b"\xff"])
+def test_a_binary_file_is_refused(tmp_path, content):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=r"mine\.toml: expected TOML in UTF-8"):
+        load_profile(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    path = tmp_path / "mine.toml"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 30)
+    with pytest.raises(ProfileError, match=r"mine\.toml: expected a profile of at most 1048576 bytes"):
+        load_profile(path)
+    with pytest.raises(ProfileError, match="expected a readable profile: Is a directory"):
+        load_profile(tmp_path / "..")
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("always (jsd =< 0.2)", "properties.coherence: formula, column 13: expected a signal, a number"),
+        ("always (jst <= 0.2)", "expected signals among .*'jst'; did you mean 'jsd'"),
+        ("always[0,40] (jsd <= 0.2)", "needs 41 steps, probes have 32"),
+        ("always (jsd <= 0.2", "column 19"),
+    ],
+)
+def test_a_bad_formula_is_refused_with_its_column(tmp_path, formula, message):
+    old = 'formula = "always (jsd <= threshold)"\nthreshold = 0.25'
+    path = written(tmp_path, old, f'formula = "{formula}"')
+    with pytest.raises(ProfileError, match=message):
+        specification_of(load_profile(path))
+
+
+def test_data_sets_are_kept_as_written(tmp_path):
+    path = written(
+        tmp_path, PROBES, PROBES + 'data = ["lambada:a/b.jsonl", "hub:a/b#c/d"]\nmax_tokens = 99\n'
+    )
+    profile = load_profile(path)
+    assert profile.probes.data == ("lambada:a/b.jsonl", "hub:a/b#c/d")
+    assert profile.probes.max_tokens == 99
+    assert load_profile("default").probes.data == ()
+
+
+def test_how_long_a_search_goes_on_is_no_part_of_the_contract(tmp_path):
+    longer = load_profile(written(tmp_path, "[search]", "[search]\ntrials = 7"))
+    assert (longer.trials, load_profile("default").trials) == (7, 60)
+    assert longer.digest == load_profile("default").digest
+    other = load_profile(written(tmp_path, PROBES, PROBES + "max_tokens = 99\n"))
+    assert other.digest != longer.digest
+
+
+@pytest.mark.parametrize("name", sorted(builtin_profiles()))
+def test_every_builtin_profile_is_a_contract_of_its_own(name):
+    profile = load_profile(name)
+    specification = specification_of(profile)
+    assert set(specification) == {"strict", "optimal", "relaxed"}
+    assert profile.modes["strict"].avgpp > profile.modes["optimal"].avgpp > profile.modes["relaxed"].avgpp
+    assert profile.modes["strict"].coverage == 1.0
+    for mode, bounds in profile.modes.items():
+        # Enough certificate probes that all of them passing certifies the share that the mode asks for.
+        least = bounds.coverage if bounds.coverage < 1.0 else 0.95
+        bound = 0.05 ** (1.0 / profile.probes.certificate)
+        assert bound >= least - 5e-4, (mode, bound)
+    others = [load_profile(other) for other in builtin_profiles() if other != name]
+    assert profile.digest not in {other.digest for other in others}
+
+
+def test_only_the_profiles_for_a_use_name_data_sets():
+    named = {name: load_profile(name).probes.data for name in builtin_profiles()}
+    assert {name for name, data in named.items() if data} == {"assistant", "field-notes", "regulated"}
+    reading = {name for name in named if any("factual" in f for f in load_profile(name).properties.values())}
+    assert "field-notes" not in reading, "its texts have no answers"
+
+
 def test_wrong_types_of_whole_sections_are_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('properties = 3\ndefault_mode = "strict"\n')
@@ -150,7 +288,7 @@ def test_no_property_is_no_contract(tmp_path):
 
 
 def test_an_unknown_name_or_path_says_what_there_is(tmp_path):
-    with pytest.raises(ProfileError, match=r"one of default, paper.*did you mean 'default'\?"):
+    with pytest.raises(ProfileError, match=r"one of assistant, default, .*did you mean 'default'\?"):
         load_profile("defualt")
     with pytest.raises(ProfileError, match=r"none\.toml: expected a readable profile: No such file"):
         load_profile(tmp_path / "none.toml")

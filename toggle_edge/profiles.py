@@ -18,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_edge.config import AXIS, Format
-from toggle_edge.errors import ConfigError, ProfileError
+from toggle_edge.errors import ConfigError, ProbeError, ProfileError
+from toggle_edge.sources import ProbeSource
 
 __all__ = ["BUDGET_KEYS", "MODES", "Mode", "ProbeCounts", "Profile", "builtin_profiles", "load_profile"]
 
 MODES = ("strict", "optimal", "relaxed")
 BUDGET_KEYS = ("artifact_bytes", "memory_bytes", "ttft_ms", "decode_ms_p50", "energy_mj_per_token")
 """Measurements that a budget may limit, each from above."""
+
+DEFAULT_TRIALS = 60
+MAX_PROFILE_BYTES = 1 << 20
 
 MOST_IDS = 2**16 - 1
 """Ids of a row are counted in two bytes where they are stored."""
@@ -48,6 +52,8 @@ class ProbeCounts:
 
     Of each certificate probe's baseline a device is sent at most `probe_bytes` bytes: the `distribution_ids` most
     likely tokens of a step and the `attention_ids` largest weights of an attention row, or fewer where fewer do.
+    Free texts are cut to `max_tokens`. `data` are the sources that are used when the command names none, as
+    `sources.ProbeSource` reads them; relative paths start at the profile's file.
     """
 
     search: int
@@ -56,6 +62,8 @@ class ProbeCounts:
     probe_bytes: int = 8 * 2**20
     distribution_ids: int = 1024
     attention_ids: int = 512
+    max_tokens: int = 256
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ class Profile:
 
     `path` is the file that it was read from. `properties` maps each property to its formula's text with the
     threshold filled in, before any mode relaxes it. `formats` is the menu the search draws from, as texts.
-    `budget` maps some of `BUDGET_KEYS` to upper limits; an absent one is unlimited.
+    `budget` maps some of `BUDGET_KEYS` to upper limits; an absent one is unlimited. `trials` is how many configs a
+    search evaluates when the command does not say.
     """
 
     name: str
@@ -75,12 +84,18 @@ class Profile:
     formats: tuple[str, ...]
     probes: ProbeCounts
     budget: Mapping[str, float]
+    trials: int = DEFAULT_TRIALS
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out."""
+        """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out.
+
+        Without `trials`: a study that goes on for longer is the same study.
+        """
         content = {
-            key: value for key, value in dataclasses.asdict(self).items() if key not in ("name", "path")
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in ("name", "path", "trials")
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -108,10 +123,16 @@ def load_profile(name_or_path: str | Path) -> Profile:
             )
         path = known[name_or_path]
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        # One byte more than allowed tells a larger file, without reading it.
+        with path.open("rb") as stream:
+            content = stream.read(MAX_PROFILE_BYTES + 1)
     except OSError as exc:
         raise ProfileError(f"{path}: expected a readable profile: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    if len(content) > MAX_PROFILE_BYTES:
+        raise ProfileError(f"{path}: expected a profile of at most {MAX_PROFILE_BYTES} bytes, got more")
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:  # its own errors, and those of numbers with too many digits
         raise ProfileError(f"{path}: expected TOML in UTF-8: {exc}") from exc
     return _profile(_Table(path, "", data))
 
@@ -128,7 +149,7 @@ def _profile(table: _Table) -> Profile:
     modes = table.table("modes")
     modes.only(MODES)
     search = table.table("search")
-    search.only(("formats",))
+    search.only(("formats", "trials"))
     probes = table.table("probes")
     probes.only([field.name for field in dataclasses.fields(ProbeCounts)])
     budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
@@ -149,6 +170,7 @@ def _profile(table: _Table) -> Profile:
         formats=_formats(search),
         probes=_probe_counts(probes),
         budget={key: budget.number(key, 0.0, math.inf) for key in budget.data},
+        trials=search.count("trials") if "trials" in search.data else DEFAULT_TRIALS,
     )
 
 
@@ -156,13 +178,36 @@ def _probe_counts(table: _Table) -> ProbeCounts:
     optional = {
         field.name: table.count(field.name)
         for field in dataclasses.fields(ProbeCounts)
-        if field.default is not dataclasses.MISSING and field.name in table.data
+        if field.default is not dataclasses.MISSING and field.name in table.data and field.name != "data"
     }
     for key in ("distribution_ids", "attention_ids"):
         if optional.get(key, 1) > MOST_IDS:
             raise table.error(key, f"expected a whole number from 1 to {MOST_IDS}, got {optional[key]}")
     counts = ProbeCounts(table.count("search"), table.count("certificate"), table.count("min_steps"))
-    return dataclasses.replace(counts, **optional)
+    counts = dataclasses.replace(counts, **optional, data=_data(table))
+    if counts.max_tokens < counts.min_steps + 2:
+        raise table.error(
+            "max_tokens",
+            f"expected at least min_steps + 2 = {counts.min_steps + 2}, since a probe has a prompt too; got "
+            f"{counts.max_tokens}",
+        )
+    return counts
+
+
+def _data(table: _Table) -> tuple[str, ...]:
+    value = table.data.get("data", [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise table.error(
+            "data", f'expected a list such as ["lambada:test.jsonl", "hub:NAME"], got {value!r}'
+        )
+    for item in value:
+        try:
+            ProbeSource.parse(item, table.path.parent)
+        except ProbeError as exc:
+            raise table.error("data", str(exc)) from exc
+    if len(set(value)) < len(value):
+        raise table.error("data", f"expected each data set once, got {value!r}")
+    return tuple(value)
 
 
 def _property(table: _Table) -> str:
@@ -187,6 +232,10 @@ def _mode(table: _Table) -> Mode:
     if mode.coverage == 0.0:
         raise table.error(
             "coverage", "expected a share above 0: a mode that asks for no probe promises nothing"
+        )
+    if mode.relax == 1.0:
+        raise table.error(
+            "relax", "expected less than 1: lower thresholds times 0 hold whatever is measured; 0.2 is 20 %"
         )
     return mode
 
@@ -246,11 +295,17 @@ class _Table:
     def number(self, key: str, least: float, most: float) -> float:
         value = self.value(key)
         # TOML has booleans, nan and inf; none of them is a threshold, and bool is an int to Python.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"expected a finite number, got {value!r}")
-        if not least <= value <= most:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self.error(key, f"expected a finite number, got {str(value)[:20]}")
+        if not least <= number <= most:
             raise self.error(key, f"expected a number from {least:g} to {most:g}, got {value!r}")
-        return float(value)
+        return number
 
     def count(self, key: str) -> int:
         value = self.value(key)

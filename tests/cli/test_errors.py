@@ -255,12 +255,17 @@ class TestConfigAndProbes:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("", "expected at least 59"),
+            ("", "the file is empty"),
             ("{}\n", ':1: expected {"text": ...'),
-            ('{"text": 3}\n', "expected text and answer to be strings"),
-            ('{"text": "too short"}\n', "expected at least 34 tokens"),
-            (json.dumps({"text": "Once upon a time " * 400}) + "\n", "do not fit the model's context"),
-            ("\udcff", "cannot be read"),
+            ('{"text": 3}\n', "expected text to be a string, got int"),
+            ('{"text": "too short"}\n', "got none; 0 texts; left out: 1 shorter than 34 tokens"),
+            ('{"prompt": "too", "answer": "short"}\n', "expected at least 34 tokens"),
+            (json.dumps({"text": "Once upon a time " * 400}) + "\n", "without a sentence's end within 256"),
+            (
+                json.dumps({"text": "Once upon a time " * 400, "answer": "time"}) + "\n",
+                "do not fit the model's context",
+            ),
+            ("\udcff", "expected UTF-8, got byte 0xff"),
         ],
     )
     def test_malformed_probes(self, call: Call, tmp_path: Path, content: str, message: str) -> None:

@@ -33,6 +33,7 @@ from toggle_edge.pipeline.loop import export as export_bundle
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import silent
 from toggle_edge.signing import sign, signing_key
+from toggle_edge.sources import ProbeSource
 
 FLIPS = 100
 INT4, INT8 = Format(4, 32), Format(8, 64)
@@ -43,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = demo_folder()
     profile = load_profile("default")
     few = dataclasses.replace(profile, probes=dataclasses.replace(profile.probes, search=1, certificate=2))
-    return prepare(folder / "model", few, folder / "probes.jsonl", silent)
+    return prepare(folder / "model", few, [ProbeSource(None, str(folder / "probes.jsonl"))], silent)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from toggle_edge.pipeline.reranking import excerpts_of
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import CandidateResult, Predicted
 from toggle_edge.report.progress import silent
+from toggle_edge.sources import ProbeSource
 from toggle_edge.store import open_store
 
 pytestmark = pytest.mark.timeout(900)
@@ -231,7 +232,7 @@ def test_a_device_that_reports_another_outcome_than_its_verdict_is_an_error(
     home, bundle = folder / "runs" / chosen, read_bundle(folder / "bundles" / chosen)
     record = from_json(RunRecord, (home / "record.json").read_text())
     profile, data = load_profile("default"), demo.demo_folder()
-    prepared = prepare(data / "model", profile, data / "probes.jsonl", silent)
+    prepared = prepare(data / "model", profile, [ProbeSource(None, str(data / "probes.jsonl"))], silent)
     # What the bundle says of its probes is as good as the host's own, so that it can be judged without the model.
     probes = probes_of(bundle)
     assert [(p.steps, p.answer_steps) for p in probes] == [

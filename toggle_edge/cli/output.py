@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -26,10 +25,13 @@ Profile = Annotated[
     str, typer.Option("--profile", help="The contract: a built-in profile's name, or a .toml file.")
 ]
 Probes = Annotated[
-    Path | None,
+    list[str] | None,
     typer.Option(
         "--probes",
-        help='JSON lines {"text": ..., "answer": ...}. Default: probes.jsonl in the model, else built-in stories.',
+        metavar="[KIND:]PATH",
+        help="Texts to judge on, repeatable: csv, jsonl, lambada, stories, text, truthfulqa or wikitext, told from the "
+        "file unless given; or hub:NAME. Default: the profile's, else probes.jsonl in the model, else built-in "
+        "stories.",
     ),
 ]
 Store = Annotated[str, typer.Option("--store", help="Database URL of studies and trials.")]

@@ -26,7 +26,10 @@ def search(
     target: Annotated[
         str, typer.Option("--target", help="What the configs must run on: onnx-cpu.")
     ] = TARGETS[0],
-    trials: Annotated[int, typer.Option("--trials", min=1, help="How many configs are evaluated.")] = 60,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="How many configs are evaluated. Default: the profile's."),
+    ] = None,
     probes: Probes = None,
     study: Annotated[
         str | None, typer.Option("--study", help="The study's name. Default: MODEL-PROFILE-SEED.")
@@ -45,7 +48,9 @@ def search(
     from toggle_edge.pipeline.searching import SearchOptions, run_search
     from toggle_edge.report.search import print_search, search_json
 
-    options = SearchOptions(model, profile, target, probes, trials, study, seed, resume, store, output)
+    options = SearchOptions(
+        model, profile, target, tuple(probes or ()), trials, study, seed, resume, store, output
+    )
     run(
         lambda report: run_search(options, report),
         as_json,
@@ -75,7 +80,7 @@ def check(
     from toggle_edge.pipeline.checking import CheckOptions, run_check
     from toggle_edge.report.check import check_json, print_check
 
-    options = CheckOptions(model, config, profile, mode, probes, relax, mine)
+    options = CheckOptions(model, config, profile, mode, tuple(probes or ()), relax, mine)
     run(
         lambda report: run_check(options, report),
         as_json,
@@ -110,5 +115,6 @@ def export(
     from toggle_edge.pipeline.exporting import ExportOptions, run_export
     from toggle_edge.report.export import export_json, print_export
 
-    options = ExportOptions(source, output, config, mode, trial, target, profile, probes, store, unsigned)
+    texts = tuple(probes or ())
+    options = ExportOptions(source, output, config, mode, trial, target, profile, texts, store, unsigned)
     run(lambda report: run_export(options, report), as_json, export_json, print_export, lambda result: "PASS")

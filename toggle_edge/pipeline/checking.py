@@ -36,7 +36,7 @@ class CheckOptions:
     config: str
     profile: str = "default"
     mode: str | None = None
-    probes: Path | None = None
+    probes: tuple[str, ...] = ()
     relax: float = 0.0
     mine: bool = False
 

@@ -38,10 +38,12 @@ from toggle_edge.report.progress import Reporter
 from toggle_edge.search.finalists import finalists
 from toggle_edge.search.trial import Trial
 from toggle_edge.signing import signing_key
+from toggle_edge.sources import ProbeSource
 from toggle_edge.store import Store, open_store
 from toggle_edge.workspace import workspace
 
 DEVICE_NAME = "this-machine"
+DEMO_PROBES = ProbeSource(None, str(demo_folder() / "probes.jsonl"))
 PLAN = Plan(
     ["parity", "verify", "latency", "memory", "energy"], restarts=3, generations=10, warmups=2, tokens=48
 )
@@ -68,7 +70,7 @@ def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
     torch.set_num_threads(1)
     profile = load_profile(options.profile)
     with workspace(options.work) as work:
-        prepared = prepare(demo_folder() / "model", profile, demo_folder() / "probes.jsonl", report)
+        prepared = prepare(demo_folder() / "model", profile, [DEMO_PROBES], report)
         with open_store(f"sqlite:///{work / 'toggle-edge.sqlite'}") as store:
             stored = store.open_study(f"demo-{options.seed}", identity_of(prepared, options.seed))
             trials = search(

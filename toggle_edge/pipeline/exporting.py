@@ -35,7 +35,7 @@ class ExportOptions:
     trial: int | None = None
     target: str = TARGET
     profile: str = "default"
-    probes: Path | None = None
+    probes: tuple[str, ...] = ()
     store: str = DEFAULT_URL
     unsigned: bool = False
 
@@ -68,7 +68,7 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
             "probes are; export with a model and --config instead"
         )
     prepared = prepared_for(
-        Path(study.model_folder), Path(study.profile_path), Path(study.probes_path), report
+        Path(study.model_folder), Path(study.profile_path), study.probes_path.split("\n"), report
     )
     store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
     trials = store.ledger(study.id).trials()

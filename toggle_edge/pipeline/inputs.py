@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from toggle_edge.config import Config, Format
-from toggle_edge.errors import ConfigError
+from toggle_edge.errors import ConfigError, ProbeError
 from toggle_edge.pipeline.loop import Prepared, prepare
-from toggle_edge.profiles import load_profile
+from toggle_edge.profiles import Profile, load_profile
 from toggle_edge.report.progress import Reporter
+from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import weakened
 
 MAX_CONFIG_BYTES = 64 << 20
@@ -24,21 +26,29 @@ def demo_folder() -> Path:
     return packed if packed.is_dir() else package.parent / "demo"
 
 
-def probe_file_for(model: Path, given: Path | None) -> tuple[Path, str]:
-    """The probes to use and a sentence that says which: those given, the model's own, or the built-in stories."""
-    if given is not None:
-        return given, f"probes from {given}"
+def sources_for(model: Path, profile: Profile, given: Sequence[str]) -> tuple[tuple[ProbeSource, ...], str]:
+    """The probes to use and a sentence that says which: those given, the profile's, the model's own, or the built-in
+    stories. What is chosen is never replaced by something else when it cannot be read."""
+    if given:
+        return tuple(ProbeSource.parse(text) for text in given), f"probes from {', '.join(given)}"
+    if profile.probes.data:
+        named = ", ".join(profile.probes.data)
+        folder = profile.path.parent
+        return (
+            tuple(ProbeSource.parse(text, folder) for text in profile.probes.data),
+            f"probes of profile {profile.name}: {named}",
+        )
     own = model / "probes.jsonl"
     if own.is_file():
-        return own, f"probes from {own}"
+        return (ProbeSource(None, str(own)),), f"probes from {own}"
     return (
-        demo_folder() / "probes.jsonl",
+        (ProbeSource(None, str(demo_folder() / "probes.jsonl")),),
         "built-in probes (beginnings of children's stories); pass --probes for texts of your own use",
     )
 
 
 def prepared_for(
-    model: Path, profile: str | Path, probes: Path | None, report: Reporter, *, relax: float = 0.0
+    model: Path, profile: str | Path, probes: Sequence[str], report: Reporter, *, relax: float = 0.0
 ) -> Prepared:
     """Load and check everything that a command on a model needs. Bad input is refused before anything is written.
 
@@ -47,8 +57,16 @@ def prepared_for(
     # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
     torch.set_num_threads(1)
     contract = weakened(load_profile(profile), relax)
-    path, which = probe_file_for(model, probes)
-    prepared = prepare(model, contract, path, report)
+    sources, which = sources_for(model, contract, probes)
+    try:
+        prepared = prepare(model, contract, sources, report)
+    except ProbeError as exc:
+        if probes or not contract.probes.data:
+            raise
+        raise ProbeError(
+            f"{exc}\n  These are the probes that profile {contract.path} names in probes.data; "
+            "name others with --probes [KIND:]PATH"
+        ) from exc
     report("probes", 1, 1, which)
     return prepared
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from toggle_runtime.records import (
 from toggle_runtime.reduction import Limits, reduce_baseline
 from toggle_runtime.reduction_files import write_reduced
 from toggle_runtime.signals import SignalsError
+from toggle_runtime.stl import parse, signals_of
 from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
@@ -30,7 +31,7 @@ from toggle_edge.export import Skeleton, exporter_for
 from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
 from toggle_edge.model.load import LanguageModel, load_model
-from toggle_edge.probes import ProbeSplit, load_probes, probes_to_json, split_probes
+from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.seeds import initial_design
@@ -38,6 +39,7 @@ from toggle_edge.search.space import Space, storage_bits
 from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Ledger, Observation, Trial
 from toggle_edge.signing import SigningKey
+from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import Store, StoredStudy, StudyIdentity
 
@@ -56,7 +58,7 @@ class Prepared:
     model: LanguageModel
     profile: Profile
     specification: Mapping[str, ModeSpecification]
-    probe_file: Path
+    sources: tuple[ProbeSource, ...]
     probes: ProbeSplit
     bank: LayerBank
     evaluator: Evaluator
@@ -71,26 +73,53 @@ class Prepared:
         return Config.uniform(self.layers, FP16)
 
 
-def prepare(model_folder: Path, profile: Profile, probe_file: Path, report: Reporter) -> Prepared:
-    """Load the model, split the probes, compute the baseline's outputs."""
+def prepare(
+    model_folder: Path, profile: Profile, sources: Sequence[ProbeSource], report: Reporter
+) -> Prepared:
+    """Load the model, read and split the probes, compute the baseline's outputs.
+
+    Raises ProbeError for probes that cannot be read or are too few, or that a property needs an answer of.
+    """
     specification = specification_of(profile)
     report("baseline", 0, 3, "loading the model")
     model = load_model(model_folder)
     counts = profile.probes
-    probes = split_probes(
-        load_probes(
-            probe_file, model.tokenizer, steps=counts.min_steps, context_tokens=model.shape.context_tokens
-        ),
-        search=counts.search,
-        certificate=counts.certificate,
+    loaded = read_probes(
+        sources,
+        model.tokenizer,
+        steps=counts.min_steps,
+        context_tokens=model.shape.context_tokens,
+        max_tokens=counts.max_tokens,
     )
+    probes = split_probes(loaded.probes, search=counts.search, certificate=counts.certificate)
+    _check_answers(specification, probes)
+    near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
+    report("texts", 1, 1, f"{loaded.summary}{near}")
     bank = LayerBank(model)
     report("baseline", 1, 3, "search probes")
     evaluator = Evaluator(model, bank, probes.search, specification)
     report("baseline", 2, 3, "certificate probes")
     certifier = Evaluator(model, bank, probes.certificate, specification)
     report("baseline", 3, 3, f"{counts.search} search + {counts.certificate} certificate probes")
-    return Prepared(model, profile, specification, probe_file, probes, bank, evaluator, certifier)
+    return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier)
+
+
+def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:
+    """Refuse before hours of search what no candidate could satisfy: `factual` without an answer is UNSET."""
+    both = [*probes.search, *probes.certificate]
+    silent = [probe for probe in both if not probe.answer_steps]
+    reading = [
+        name
+        for mode in specification.values()
+        for name, formula in mode.properties.items()
+        if "factual" in signals_of(parse(formula))
+    ]
+    if silent and reading:
+        raise ProbeError(
+            f"probes: property {reading[0]} reads factual, but {len(silent)} of {len(both)} probes have no answer; the "
+            f"first is {silent[0].origin}. Use --probes with answers (lambada, stories, truthfulqa, or jsonl and csv "
+            "that give them), or a profile without that property"
+        )
 
 
 def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
@@ -102,7 +131,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         profile=prepared.profile.name,
         profile_path=str(prepared.profile.path),
         profile_digest=prepared.profile.digest,
-        probes_path=str(prepared.probe_file.absolute()),
+        probes_path="\n".join(str(source.absolute) for source in prepared.sources),
         probes_digest=prepared.probes.digest,
         target=TARGET,
         seed=seed,

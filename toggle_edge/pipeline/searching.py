@@ -29,14 +29,14 @@ from toggle_edge.workspace import workspace
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What `toggle-edge search` may be told. `study` is named after model and profile unless given; `resume`
-    insists that it exists."""
+    """What `toggle-edge search` may be told. `trials` None is the profile's; `study` is named after model and
+    profile unless given; `resume` insists that it exists."""
 
     model: Path
     profile: str = "default"
     target: str = TARGET
-    probes: Path | None = None
-    trials: int = 60
+    probes: tuple[str, ...] = ()
+    trials: int | None = None
     study: str | None = None
     seed: int = 0
     resume: bool = False
@@ -60,7 +60,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
             store.ledger(study.id),
             sensitivity=stored_sensitivity(prepared, store, study, report),
             seed=options.seed,
-            max_trials=options.trials,
+            max_trials=options.trials or prepared.profile.trials,
             report=report,
         )
         chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
