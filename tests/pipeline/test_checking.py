@@ -31,7 +31,7 @@ formula = "always ((jsd > 0.3) implies eventually[0,4] (jsd <= 0.1))"
 
 def checked(folder: Path, model: Path, config: str, *, profile: str = FEW, **options: object) -> CheckResult:
     (folder / "few.toml").write_text(profile)
-    probes = demo_folder() / "probes.jsonl"
+    probes = (str(demo_folder() / "probes.jsonl"),)
     return run_check(CheckOptions(model, config, str(folder / "few.toml"), probes=probes, **options), silent)
 
 

@@ -13,7 +13,9 @@ _asked = False
 
 
 def watch() -> None:
-    """Remember every interrupt beside raising KeyboardInterrupt for it, as Python does."""
+    """Remember every interrupt from now on, beside raising KeyboardInterrupt for it, as Python does."""
+    global _asked
+    _asked = False
     signal.signal(signal.SIGINT, _remember)
 
 

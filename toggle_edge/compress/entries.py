@@ -1,0 +1,132 @@
+"""Compressed layers on disk: each computed once, whoever asks first, and whole or not there.
+
+An entry is a safetensors file, named by the digest of everything that it depends on. Its header repeats that, and has
+the digest of its tensors, so that a file that rotted is computed again and never used. Processes that fill one folder
+at once wait for each other entry by entry; the kernel lets go of what a killed one held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from toggle_edge.compress.quantise import CompressedLayer
+from toggle_edge.config import Format
+from toggle_edge.errors import WorkspaceError
+
+VERSION = 1
+"""Of what an entry's bytes mean: raised when a quantiser computes something else under the same name."""
+
+_TENSORS = tuple(field.name for field in dataclasses.fields(CompressedLayer) if "Tensor" in str(field.type))
+
+
+@dataclass(frozen=True, slots=True)
+class EntryKey:
+    """All that a compressed layer depends on. `weights` is the SHA-256 of the layer's own weights, so that models which
+    share a layer share its entries; `calibration` is a digest, empty for a quantiser without."""
+
+    weights: str
+    format: str
+    quantiser: str = "rtn"
+    calibration: str = ""
+
+    @property
+    def text(self) -> str:
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def weights_digest(weight: torch.Tensor) -> str:
+    """SHA-256 of a matrix: its size and its float32 values, row after row."""
+    digest = hashlib.sha256(str(tuple(weight.shape)).encode())
+    at_once = max(1, 2**20 // max(1, weight.shape[1]))
+    for start in range(0, len(weight), at_once):
+        digest.update(weight[start : start + at_once].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def entry(folder: Path, key: EntryKey, make: Callable[[], CompressedLayer]) -> CompressedLayer:
+    """The entry for `key` in `folder`, made and kept if it is not there.
+
+    Of several processes that ask at once one makes it. Raises WorkspaceError when the folder cannot be written.
+    """
+    path = folder / key.digest[:2] / f"{key.digest}.safetensors"
+    found = _read(path, key)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent / "lock"):
+            found = _read(path, key)  # made while we waited
+            if found is None:
+                found = make()
+                _write(path, key, found)
+    except OSError as exc:
+        raise WorkspaceError(
+            f"layer bank {folder}: cannot be written: {exc}; free space there, or set TOGGLE_EDGE_CACHE to another "
+            "folder"
+        ) from exc
+    return found
+
+
+def _read(path: Path, key: EntryKey) -> CompressedLayer | None:
+    """The entry, None where there is none, or it is damaged or another one's."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            header = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, SafetensorError):
+        return None
+    if header.get("key") != key.text or header.get("sha256") != _tensors_digest(tensors):
+        return None
+    fields: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+    return CompressedLayer(Format.parse(key.format), int(header["rows"]), int(header["columns"]), **fields)
+
+
+def _write(path: Path, key: EntryKey, layer: CompressedLayer) -> None:
+    fields = {name: getattr(layer, name) for name in _TENSORS}
+    tensors = {name: value.contiguous() for name, value in fields.items() if value is not None}
+    header = {
+        "key": key.text,
+        "sha256": _tensors_digest(tensors),
+        "rows": str(layer.rows),
+        "columns": str(layer.columns),
+    }
+    # One name for all attempts: what a killed process left is overwritten by the next, who holds the lock.
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        stream.write(save(tensors, metadata=header))
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name]
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
