@@ -222,3 +222,17 @@ def test_fp16_is_the_baseline_itself(tiny: LanguageModel, bank: LayerBank) -> No
     candidate = bank.assemble(Config.uniform(tuple(layer.name for layer in tiny.layers), FP16))
     for name, value in tiny.module.state_dict().items():
         assert torch.equal(candidate.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("text", ["int2-g64", "int4-g32", "int8-g64", "fp16", "mixed"])
+def test_what_an_artifact_will_weigh_is_known_before_it_is_written(
+    tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, tmp_path: Path, text: str
+) -> None:
+    config = mixed(tiny, 5) if text == "mixed" else uniform(tiny, text)
+    artifact = export_onnx(skeleton, bank.compressed(config), tmp_path)
+    assert exporter_for("onnx-cpu").predicted_bytes(skeleton, tiny.layers, config) == artifact.artifact_bytes
+
+
+def test_a_format_without_a_kernel_has_no_predicted_size(tiny: LanguageModel, skeleton: Skeleton) -> None:
+    with pytest.raises(ConfigError, match="no kernel for int4-axis"):
+        exporter_for("onnx-cpu").predicted_bytes(skeleton, tiny.layers, uniform(tiny, "int4-axis"))

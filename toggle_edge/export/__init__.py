@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_edge.compress.quantise import CompressedLayer
+from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
-from toggle_edge.export.onnx import export_onnx
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.skeleton import Skeleton, build_skeleton
+from toggle_edge.model.layers import Layer
 
-__all__ = ["EXPORTERS", "Artifact", "Skeleton", "build_skeleton", "exporter_for"]
+__all__ = ["EXPORTERS", "Artifact", "Exporter", "Skeleton", "build_skeleton", "exporter_for"]
 
-Exporter = Callable[[Skeleton, Mapping[str, CompressedLayer], Path], Artifact]
 
-EXPORTERS: Mapping[str, Exporter] = {"onnx-cpu": export_onnx}
+@dataclass(frozen=True)
+class Exporter:
+    """How a target's artifacts are written, and what one would weigh in bytes before it is."""
+
+    export: Callable[[Skeleton, Mapping[str, CompressedLayer], Path], Artifact]
+    predicted_bytes: Callable[[Skeleton, Sequence[Layer], Config], int]
+
+
+EXPORTERS: Mapping[str, Exporter] = {"onnx-cpu": Exporter(export_onnx, predicted_bytes)}
 
 
 def exporter_for(target: str) -> Exporter:

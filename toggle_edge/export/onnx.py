@@ -6,19 +6,21 @@ so does `signals.onnx`, the second graph, which adds the attention rows and hidd
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.compress.quantise import CompressedLayer
-from toggle_edge.config import AXIS, FP16, Format
+from toggle_edge.config import AXIS, FP16, Config, Format
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
-from toggle_edge.export.packing import layer_bytes
+from toggle_edge.export.packing import layer_bytes, layer_size
 from toggle_edge.export.skeleton import Skeleton
+from toggle_edge.model.layers import Layer
 
 TARGET = "onnx-cpu"
 KERNEL_BITS = (2, 4, 8)
@@ -56,11 +58,41 @@ def export_onnx(
         content, offsets[name] = layer_bytes(layer)
         (folder / weight_path(name)).write_bytes(content)
     model = _rewritten(skeleton, layers, offsets, accuracy_level)
-    _move_constants(model, folder)
+    (folder / SHARED_FILE).write_bytes(_move_constants(model))
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     _add_signal_outputs(model, skeleton)
     (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     return artifact_in(TARGET, folder)
+
+
+def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config) -> int:
+    """Bytes of the artifact that `export_onnx` would write for `config`: exact, and nothing is written.
+
+    Raises ConfigError for a format that no kernel reads.
+    """
+    stubs, offsets, total = {}, {}, 0
+    for layer in layers:
+        fmt = config[layer.name]
+        stubs[layer.name] = _stub(layer, fmt)
+        size, offsets[layer.name] = layer_size(fmt, layer.rows, layer.columns)
+        total += size
+    _require_kernels(stubs)
+    # 4 or 0: either takes one byte in the graph.
+    model = _rewritten(skeleton, stubs, offsets, 4)
+    total += len(_move_constants(model)) + len(model.SerializeToString(deterministic=True))
+    _add_signal_outputs(model, skeleton)
+    return total + len(model.SerializeToString(deterministic=True))
+
+
+def _stub(layer: Layer, fmt: Format) -> CompressedLayer:
+    """A layer as it would be stored, shapes without content."""
+    nothing = torch.empty(0, device="meta")
+    if fmt.is_float:
+        return CompressedLayer(fmt, layer.rows, layer.columns, nothing, None)
+    groups = -(-layer.columns // fmt.group_size(layer.columns))
+    return CompressedLayer(
+        fmt, layer.rows, layer.columns, nothing, torch.empty(layer.rows, groups, device="meta")
+    )
 
 
 def weight_path(layer: str) -> str:
@@ -205,7 +237,8 @@ def _located(proto: onnx.TensorProto, location: str, offset: int, length: int) -
     return proto
 
 
-def _move_constants(model: onnx.ModelProto, folder: Path) -> None:
+def _move_constants(model: onnx.ModelProto) -> bytes:
+    """Make the graph's larger constants external; return the content of the file that they are in."""
     content = bytearray()
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -216,7 +249,7 @@ def _move_constants(model: onnx.ModelProto, folder: Path) -> None:
             content += raw
             tensor.ClearField("raw_data")
             _located(tensor, SHARED_FILE, offset, len(raw))
-    (folder / SHARED_FILE).write_bytes(content)
+    return bytes(content)
 
 
 def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:

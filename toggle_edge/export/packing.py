@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toggle_edge.compress.quantise import CompressedLayer
+from toggle_edge.config import SCALE_BITS, Format
 
 ALIGNMENT = 64
 """Scales start at a multiple of this in a layer's file, so that an engine may map them."""
@@ -29,6 +30,17 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     slots = (packed[..., None] >> shifts) & (2**bits - 1)
     codes: NDArray[np.uint8] = slots.reshape(*packed.shape[:-1], -1).astype(np.uint8)
     return codes
+
+
+def layer_size(fmt: Format, rows: int, columns: int) -> tuple[int, int]:
+    """Bytes of a layer's file, and the offset at which its scales start, before there is such a layer."""
+    if fmt.is_float:
+        return fmt.bits // 8 * rows * columns, 0
+    size = fmt.group_size(columns)
+    groups = -(-columns // size)
+    packed = rows * groups * size * fmt.bits // 8
+    offset = packed + -packed % ALIGNMENT
+    return offset + rows * groups * SCALE_BITS // 8, offset
 
 
 def layer_bytes(layer: CompressedLayer) -> tuple[bytes, int]:

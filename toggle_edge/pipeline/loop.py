@@ -211,11 +211,13 @@ def _observed(prepared: Prepared, evaluation: Evaluation) -> tuple[Observation, 
 
 @dataclass(frozen=True)
 class Exported:
-    """A config as a bundle on the host, and the largest logit difference to what was searched."""
+    """A config as a bundle on the host, the largest logit difference to what was searched, and what its artifact was
+    predicted to weigh in bytes."""
 
     config: Config
     bundle: Bundle
     parity: float
+    predicted_bytes: int
 
 
 def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
@@ -264,7 +266,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     layers = prepared.bank.compressed(config)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        artifact = exporter_for(TARGET)(skeleton, layers, Path(scratch) / "artifact")
+        artifact = exporter_for(TARGET).export(skeleton, layers, Path(scratch) / "artifact")
         probe, shape = prepared.probes.certificate[0], prepared.model.shape
         candidate = prepared.bank.assemble(config)
         parity = check_parity(artifact, shape, candidate, probe.tokens, prompt_tokens=probe.prompt_tokens)
@@ -286,4 +288,5 @@ def export(
         if folder.exists():
             shutil.rmtree(folder)
         built.folder.rename(folder)
-    return Exported(config, dataclasses.replace(built, folder=folder), parity)
+    predicted = exporter_for(TARGET).predicted_bytes(skeleton, prepared.model.layers, config)
+    return Exported(config, dataclasses.replace(built, folder=folder), parity, predicted)

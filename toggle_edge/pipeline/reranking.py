@@ -50,10 +50,8 @@ def rerank(
     """
     modes = tuple(prepared.specification)
     by_id = {candidate_id(trial): trial for trial in chosen}
-    overhead = _overhead_bytes(prepared, exported[BASELINE_ID])
     rows = {
-        name: _candidate(prepared, name, by_id.get(name), exported[name], judged[name], overhead)
-        for name in exported
+        name: _candidate(prepared, name, by_id.get(name), exported[name], judged[name]) for name in exported
     }
     candidates = tuple(rows[name] for name in by_id)
     ran = [
@@ -118,7 +116,7 @@ def cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | 
 
 
 def _candidate(
-    prepared: Prepared, name: str, trial: Trial | None, exported: Exported, judged: Judged, overhead: int
+    prepared: Prepared, name: str, trial: Trial | None, exported: Exported, judged: Judged
 ) -> CandidateResult:
     config = exported.config
     cost = predicted_cost(prepared.model.layers, config, prepared.model.kept_parameters)
@@ -130,7 +128,7 @@ def _candidate(
             proxy_flops=cost.proxy_flops,
             proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
             proxy_bytes=cost.proxy_bytes,
-            artifact_bytes=cost.proxy_bytes + overhead,
+            artifact_bytes=exported.predicted_bytes,
             avgpp=trial.observation.avgpp if trial else None,
         ),
         artifact_bytes=exported.bundle.artifact_bytes,
@@ -159,13 +157,6 @@ def excerpts_of(prepared: Prepared, rows: Sequence[CandidateResult]) -> dict[tup
         for probe, step in places
         if 0 <= probe < len(probes) and 0 <= step < probes[probe].steps
     }
-
-
-def _overhead_bytes(prepared: Prepared, baseline: Exported) -> int:
-    """What an artifact weighs beyond its weights (graphs, tables): measured on the baseline, assumed of all."""
-    config = prepared.baseline
-    predicted = predicted_cost(prepared.model.layers, config, prepared.model.kept_parameters).proxy_bytes
-    return baseline.bundle.artifact_bytes - predicted
 
 
 def _predicted_front(chosen: Sequence[Trial]) -> tuple[str, ...]:
