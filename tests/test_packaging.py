@@ -79,7 +79,7 @@ def test_profiles_devices_and_the_agent_are_found(python: Path, tmp_path: Path) 
     done = run(python, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     profiles, devices, size, demo = json.loads(done.stdout)
-    assert profiles == ["default", "paper"]
+    assert profiles == ["assistant", "default", "field-notes", "paper", "regulated"]
     assert devices == ["laptop"]
     assert 20_000 < size < 200_000
     assert (Path(demo) / "model" / "model.safetensors").is_file()

@@ -220,6 +220,12 @@ def test_no_word_is_no_last_word() -> None:
     assert last_word("... --- !") is None
 
 
+def test_a_megabyte_of_marks_takes_no_longer_than_one_of_words() -> None:
+    dots = "." * (1 << 20)
+    assert sentence_ends(dots + "x") == []
+    assert sentence_ends(f"End{dots} and '{dots}") == [len(dots) + 3, 2 * len(dots) + 9]
+
+
 def test_sentences_end_after_their_quotes_and_not_after_initials() -> None:
     text = 'H. gammarus met Mr. Brown. "Stop!" he said. It was 3.14 m (or less.) Yes'
     parts = [text[:end] for end in sentence_ends(text)]

@@ -12,8 +12,11 @@ __all__ = ["Passage", "given", "last_word", "passage", "prompted", "sentence_end
 Span = tuple[int, int]
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-# Not after one capital letter or a common title: `H. americanus`, `Mr. Brown`.
-_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMrs)[.!?]+[\"'”’)\]]*(?=\s|\Z)")
+# Not after one capital letter or a common title: `H. americanus`, `Mr. Brown`. Possessive, and begun only where a run
+# of marks begins: a megabyte of dots takes no longer than a megabyte of words.
+_SENTENCE_END = re.compile(
+    r"(?<![.!?])(?<!\b[A-Z])(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMrs)[.!?]++[\"'”’)\]]*+(?=\s|\Z)"
+)
 
 
 @dataclass(frozen=True, slots=True)
