@@ -188,7 +188,7 @@ def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
             )
         if layer.zero_points is not None:
             raise ConfigError(
-                f"{name}: {TARGET}'s kernels need the zero-point of {fmt} to be a code, the quantiser's lies between two; "
+                f"{name}: {TARGET}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
                 "choose another than seq"
             )
 
