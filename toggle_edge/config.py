@@ -1,7 +1,7 @@
 """Format and Config: how each layer's weights are stored. Pure data, no torch.
 
-A `Format` parses from and prints as text: `fp16`, `int4-g32`, `int8-axis`. A `Config` gives every layer of a model its
-format; its digest names it everywhere (store, bundle, report).
+A `Format` parses from and prints as text: `fp16`, `int4-g32`, `int8-axis`, `int2-g64-asym`. A `Config` gives every
+layer of a model its format; its digest names it everywhere (store, bundle, report).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ SCALE_BITS = 32
 AXIS = -1
 """The `group` of a format with one scale for a whole row (output channel)."""
 
-_TEXT = re.compile(r"int([248])-g(16|32|64|128|256)|int([2-8])-axis")
+KERNEL_BITS = (2, 4, 8)
+"""Bits per code that targets' kernels read, in groups and symmetric."""
+
+_TEXT = re.compile(r"int([2-9]|1[0-6])-(?:axis|g(16|32|64|128|256))(-asym)?")
 _FLOATS = {"fp16": 16, "fp32": 32}
 
 
@@ -28,17 +31,20 @@ _FLOATS = {"fp16": 16, "fp32": 32}
 class Format:
     """How one layer's weights are stored: `bits` per code, one scale per `group` inputs or, with `AXIS`, per row.
 
-    `fp16` and `fp32` have 16 and 32 bits and group 0. Integer formats are symmetric: code 0 is -2**(bits-1)
-    scales. Formats per axis are for judging quality; no target's kernels read them yet.
+    `fp16` and `fp32` have 16 and 32 bits and group 0. An integer code `c` stands for `(c - z)` scales: `z` is
+    `2**(bits-1)` in symmetric formats, and in `asymmetric` ones a zero-point per group, itself a code, so that zero
+    is always stored exactly. Not every format has a kernel on every target; exporters refuse the others.
     """
 
     bits: int
     group: int = 0
+    asymmetric: bool = False
 
     def __str__(self) -> str:
         if self.is_float:
             return f"fp{self.bits}"
-        return f"int{self.bits}-" + ("axis" if self.group == AXIS else f"g{self.group}")
+        grain = "axis" if self.group == AXIS else f"g{self.group}"
+        return f"int{self.bits}-{grain}" + ("-asym" if self.asymmetric else "")
 
     @classmethod
     def parse(cls, text: str) -> Format:
@@ -48,10 +54,10 @@ class Format:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ConfigError(
-                "format: expected fp32, fp16, int2|int4|int8 with -g16|-g32|-g64|-g128|-g256 (as in int4-g32), or "
-                f"int2 to int8 with -axis (as in int8-axis), got {text!r}"
+                "format: expected fp32, fp16, or int2 to int16 with -axis or -g16|-g32|-g64|-g128|-g256 and, for a "
+                f"zero-point per group, -asym (as in int4-g32, int8-axis, int2-g64-asym), got {text!r}"
             )
-        return cls(int(match[3]), AXIS) if match[3] else cls(int(match[1]), int(match[2]))
+        return cls(int(match[1]), int(match[2] or AXIS), match[3] is not None)
 
     @property
     def is_float(self) -> bool:
@@ -64,12 +70,24 @@ class Format:
         return columns if self.group == AXIS else self.group
 
     def storage_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a `rows x columns` matrix, scales and the padding of the last group included."""
+        """Bytes of a `rows x columns` matrix: codes with the padding of the last group, scales, zero-points.
+
+        Each group's codes and each row's zero-points fill whole bytes.
+        """
         if self.is_float:
             return self.bits // 8 * rows * columns
         size = self.group_size(columns)
         groups = -(-columns // size)
-        return rows * groups * (-(-size * self.bits // 8) + SCALE_BITS // 8)
+        zero_points = -(-groups * self.bits // 8) if self.asymmetric else 0
+        return rows * (groups * (-(-size * self.bits // 8) + SCALE_BITS // 8) + zero_points)
+
+
+def nearest_with_kernel(fmt: Format) -> Format:
+    """The format itself where a target's kernels read it, else the nearest such format of at least as many bits."""
+    if fmt.is_float:
+        return fmt
+    bits = min((bits for bits in KERNEL_BITS if bits >= fmt.bits), default=None)
+    return FP16 if bits is None else Format(bits, 32 if fmt.group == AXIS else fmt.group)
 
 
 FP16 = Format(16)

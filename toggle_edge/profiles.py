@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toggle_edge.config import AXIS, Format
+from toggle_edge.config import Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ProbeError, ProfileError
 from toggle_edge.sources import ProbeSource
 
@@ -249,9 +249,11 @@ def _formats(table: _Table) -> tuple[str, ...]:
             fmt = Format.parse(str(item))
         except ConfigError as exc:
             raise table.error("formats", str(exc)) from exc
-        if fmt.group == AXIS:
+        nearest_format = nearest_with_kernel(fmt)
+        if fmt != nearest_format:
             raise table.error(
-                "formats", f"no target has a kernel for {fmt}; choose one with a group, as in int4-g32"
+                "formats",
+                f"no target has a kernel for {fmt}; the nearest format with one is {nearest_format}",
             )
     if len(set(value)) < len(value):
         raise table.error("formats", f"expected each format once, got {value!r}")

@@ -234,7 +234,7 @@ class TestConfigAndProbes:
             ("{", "config"),
             ("[]", "expected an object of layer -> format"),
             ('{"lm_head": "int4-g32"}', "expected a format for each of the model's 43 layers"),
-            ('{"a": "int3-g32"}', "layer 'a': format: expected fp32"),
+            ('{"a": "int3-g31"}', "layer 'a': format: expected fp32"),
             ("[" * 100_000, "config"),
         ],
     )
@@ -246,7 +246,7 @@ class TestConfigAndProbes:
         assert ended.code == 2
         assert message in ended.err
 
-    @pytest.mark.parametrize("config", ["int3-g32", "absent.json", "", "fp64"])
+    @pytest.mark.parametrize("config", ["int3-g31", "absent.json", "", "fp64"])
     def test_neither_a_file_nor_a_format(self, call: Call, config: str) -> None:
         ended = call("check", DEMO / "model", "--config", config)
         assert ended.code == 2

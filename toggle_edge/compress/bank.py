@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise
+from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
@@ -17,10 +18,17 @@ from toggle_edge.model.load import LanguageModel
 class LayerBank:
     """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
 
-    The baseline's module is never written to, so a candidate cannot be compared with itself.
+    The baseline's module is never written to, so a candidate cannot be compared with itself. Raises ConfigError for
+    an unknown quantiser, or a calibrated one without a calibration.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(
+        self, model: LanguageModel, *, quantiser: str = "rtn", calibration: Calibration | None = None
+    ) -> None:
+        self._chosen = quantiser_named(quantiser)
+        if self._chosen.calibrated and calibration is None:
+            raise ConfigError(f"quantiser {quantiser}: needs a calibration: texts to run the model on")
+        self._quantiser, self._calibration = quantiser, calibration
         self._layers = tuple(layer.name for layer in model.layers)
         self._baseline = {name: _weight_of(model.module, name) for name in self._layers}
         self._candidate = copy.deepcopy(model.module)
@@ -34,8 +42,17 @@ class LayerBank:
             raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
         key = (name, fmt)
         if key not in self._compressed:
-            self._compressed[key] = quantise(self._baseline[name], fmt)
+            self._compressed[key] = self._quantised(name, fmt)
         return self._compressed[key]
+
+    def _quantised(self, name: str, fmt: Format) -> CompressedLayer:
+        statistics = None
+        if self._chosen.calibrated and self._calibration is not None and not fmt.is_float:
+            statistics = self._calibration.statistics(name, gram=self._chosen.needs_gram)
+        try:
+            return quantise(self._baseline[name], fmt, statistics, quantiser=self._quantiser)
+        except ConfigError as exc:
+            raise ConfigError(f"{name}: {exc}") from exc
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
         """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""

@@ -1,31 +1,39 @@
-"""Weights -> codes and scales, and back. What is computed here is what is searched, exported and run.
+"""Weights -> codes, scales and zero-points, and back. What is computed here is what is searched, exported and run.
 
-Group-wise symmetric round-to-nearest: the columns of each row are cut into groups that share one scale, found
-by a search over clipping factors for the least squared error (as in OCTAV or AWQ's clip search, here by grid).
-The integer range is lopsided (-2..1 for 2 bits), so scales of both signs are tried: a negative scale turns the
-longer side to where the larger weights are.
+The columns of each row are cut into groups that share one scale and, in asymmetric formats, one zero-point. Which, and
+which code each weight gets, is a quantiser's choice; all are training-free. What codes stand for is the same for all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from toggle_edge.compress.calibration import InputStatistics
+from toggle_edge.compress.gptq import gptq
+from toggle_edge.compress.grids import Encoder
+from toggle_edge.compress.hqq import hqq
+from toggle_edge.compress.importance import importance
+from toggle_edge.compress.lsq import lsq, seq
+from toggle_edge.compress.rounding import rtn
 from toggle_edge.config import Format
 from toggle_edge.errors import ConfigError
 
-CLIP_FACTORS = tuple(1.0 - 0.05 * step for step in range(13))
-"""Share of the largest weight that the end of the range stands for: 1.0 clips nothing, 0.4 clips the most."""
+CHUNK_WEIGHTS = 2**20
+"""Weights that are encoded at a time: bounds what a large layer needs beside itself."""
 
 
 @dataclass(frozen=True)
 class CompressedLayer:
     """A layer as it is stored: `rows x columns` weights in one format.
 
-    For integer formats `codes` is `rows x groups x group` uint8 in `0..2**bits - 1`, with the zero-point at
-    `2**(bits-1)` and the last group padded with it, and `scales` is `rows x groups` float32. For fp16 and fp32
-    `codes` is the `rows x columns` matrix itself in that precision and `scales` is None.
+    For integer formats `codes` is `rows x groups x group` in `0..2**bits - 1`, uint8 up to 8 bits and uint16 above, the
+    last group padded with the zero-point; `scales` is `rows x groups` float32. `zero_points` is None where every
+    zero-point is `2**(bits-1)`; in asymmetric formats it is `rows x groups` codes; of the quantiser `seq` it is
+    float32, with halves. For fp16 and fp32 `codes` is the `rows x columns` matrix itself in that precision, without
+    scales and zero-points.
     """
 
     format: Format
@@ -33,60 +41,102 @@ class CompressedLayer:
     columns: int
     codes: torch.Tensor
     scales: torch.Tensor | None
+    zero_points: torch.Tensor | None = None
 
 
-def quantise(weight: torch.Tensor, fmt: Format) -> CompressedLayer:
-    """Compress one `rows x columns` matrix.
+@dataclass(frozen=True)
+class Quantiser:
+    """How codes and scales are chosen: an encoder for a format and a layer's input statistics.
+
+    `calibrated` ones weigh by those statistics, `needs_gram` with their Gram matrix.
+    """
+
+    encoder: Callable[[Format, InputStatistics | None], Encoder]
+    calibrated: bool = False
+    needs_gram: bool = False
+
+
+QUANTISERS: Mapping[str, Quantiser] = {
+    "rtn": Quantiser(lambda fmt, _: rtn(fmt)),
+    "lsq": Quantiser(lambda fmt, _: lsq(fmt)),
+    "seq": Quantiser(lambda fmt, _: seq(fmt)),
+    "hqq": Quantiser(lambda fmt, _: hqq(fmt)),
+    "importance": Quantiser(importance, calibrated=True),
+    "gptq": Quantiser(gptq, calibrated=True, needs_gram=True),
+}
+
+
+def quantiser_named(name: str) -> Quantiser:
+    """Raises ConfigError for an unknown name."""
+    try:
+        return QUANTISERS[name]
+    except KeyError:
+        raise ConfigError(f"quantiser: expected one of {', '.join(QUANTISERS)}, got {name!r}") from None
+
+
+def quantise(
+    weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None = None, *, quantiser: str = "rtn"
+) -> CompressedLayer:
+    """Compress one `rows x columns` matrix. Without statistics a calibrated quantiser takes all inputs as equal.
 
     A group with a weight that is not finite has the scale NaN, so that all of it stays NaN: a damaged model must not
-    be mended on the way. Raises ConfigError when a finite weight does not fit into fp16.
+    be mended on the way. Raises ConfigError when a finite weight does not fit into fp16, for an unknown quantiser or
+    one that does not have the format, and for statistics of another width.
     """
     rows, columns = weight.shape
-    if fmt.bits == 32:
-        return CompressedLayer(fmt, rows, columns, weight.to(torch.float32).clone(), None)
-    if fmt.bits == 16:
-        half = weight.to(torch.float16)
-        if bool((torch.isfinite(weight) & ~torch.isfinite(half)).any()):
-            raise ConfigError(
-                f"layer of {rows} x {columns}: weights exceed fp16's range; choose an int8 format"
-            )
-        return CompressedLayer(fmt, rows, columns, half, None)
+    chosen = quantiser_named(quantiser)
+    if statistics is not None and len(statistics.mean_square) != columns:
+        raise ConfigError(
+            f"layer of {rows} x {columns}: expected statistics of {columns} inputs, got "
+            f"{len(statistics.mean_square)}; calibrate with this model"
+        )
+    if fmt.is_float:
+        return CompressedLayer(fmt, rows, columns, _as_float(weight, fmt), None)
     size = fmt.group_size(columns)
     groups = -(-columns // size)
-    padded = torch.zeros(rows, groups * size, dtype=torch.float32)
-    padded[:, :columns] = weight
-    grouped = padded.reshape(rows, groups, size)
-    whole = torch.isfinite(grouped).all(dim=-1, keepdim=True)
-    codes, scales = _least_squares_codes(torch.where(whole, grouped, 0.0), fmt.bits)
-    scales[~whole.squeeze(-1)] = torch.nan
-    zero_point = 1 << fmt.bits - 1
-    codes.reshape(rows, -1)[:, columns:] = zero_point
-    return CompressedLayer(fmt, rows, columns, codes, scales)
+    encode = chosen.encoder(fmt, statistics)
+    middle = 1 << fmt.bits - 1
+    code_type = torch.uint8 if fmt.bits <= 8 else torch.uint16
+    codes = torch.empty(rows, groups, size, dtype=code_type, device=weight.device)
+    scales = torch.empty(rows, groups, device=weight.device)
+    zeros = torch.empty(rows, groups, device=weight.device)
+    step = max(1, CHUNK_WEIGHTS // (groups * size))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        padded = torch.zeros(len(weight[part]), groups * size, device=weight.device)
+        padded[:, :columns] = weight[part]
+        grouped = padded.reshape(-1, groups, size)
+        whole = torch.isfinite(grouped).all(dim=-1, keepdim=True)
+        found, grid = encode(torch.where(whole, grouped, 0.0))
+        found.flatten(1)[:, columns:] = grid.zeros[:, -1:]
+        codes[part] = found.to(torch.int32).to(code_type)
+        scales[part] = torch.where(whole.squeeze(-1), grid.scales, torch.nan)
+        zeros[part] = grid.zeros
+    if fmt.asymmetric:
+        return CompressedLayer(fmt, rows, columns, codes, scales, zeros.to(torch.int32).to(code_type))
+    return CompressedLayer(
+        fmt, rows, columns, codes, scales, None if bool((zeros == middle).all()) else zeros
+    )
 
 
 def dequantise(layer: CompressedLayer) -> torch.Tensor:
     """The `rows x columns` float32 weights that the stored codes stand for."""
     if layer.scales is None:
         return layer.codes.to(torch.float32)
-    centred = layer.codes.to(torch.float32) - (1 << layer.format.bits - 1)
+    centred = layer.codes.to(torch.float32)
+    if layer.zero_points is None:
+        centred -= 1 << layer.format.bits - 1
+    else:
+        centred -= layer.zero_points.to(torch.float32).unsqueeze(-1)
     weights = centred * layer.scales.unsqueeze(-1)
     return weights.reshape(layer.rows, -1)[:, : layer.columns].contiguous()
 
 
-def _least_squares_codes(groups: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    half = 1 << bits - 1
-    largest = groups.abs().amax(dim=-1)
-    # A group of zeros has no scale; any non-zero one stores it exactly.
-    largest = torch.where(largest == 0, torch.ones_like(largest), largest)
-    best_error = torch.full_like(largest, float("inf"))
-    best_scale = largest / half
-    for factor in CLIP_FACTORS:
-        for sign in (1.0, -1.0):
-            scale = sign * factor * largest / half
-            steps = (groups / scale.unsqueeze(-1)).round_().clamp_(-half, half - 1)
-            error = (steps.mul_(scale.unsqueeze(-1)).sub_(groups)).square_().sum(dim=-1)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale = torch.where(better, scale, best_scale)
-    steps = (groups / best_scale.unsqueeze(-1)).round_().clamp_(-half, half - 1)
-    return (steps + half).to(torch.uint8), best_scale
+def _as_float(weight: torch.Tensor, fmt: Format) -> torch.Tensor:
+    if fmt.bits == 32:
+        return weight.to(torch.float32).clone()
+    half = weight.to(torch.float16)
+    if bool((torch.isfinite(weight) & ~torch.isfinite(half)).any()):
+        rows, columns = weight.shape
+        raise ConfigError(f"layer of {rows} x {columns}: weights exceed fp16's range; choose an int8 format")
+    return half

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.compress.quantise import CompressedLayer
-from toggle_edge.config import AXIS, FP16, Config, Format
+from toggle_edge.config import FP16, Config, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
 from toggle_edge.export.packing import layer_bytes, layer_size
@@ -23,9 +23,6 @@ from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
 
 TARGET = "onnx-cpu"
-KERNEL_BITS = (2, 4, 8)
-"""Bits that MatMulNBits and GatherBlockQuantized read."""
-
 GRAPH, SIGNALS_GRAPH, SHARED_FILE = "model.onnx", "signals.onnx", "weights/shared.bin"
 SMALL_BYTES = 1024
 """Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
@@ -216,10 +213,15 @@ def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
 def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
     for name, layer in layers.items():
         fmt = layer.format
-        if fmt.group == AXIS:
-            nearest = Format(min(bits for bits in KERNEL_BITS if bits >= fmt.bits), 32)
+        nearest = nearest_with_kernel(fmt)
+        if fmt != nearest:
             raise ConfigError(
                 f"{name}: {TARGET} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+            )
+        if layer.zero_points is not None:
+            raise ConfigError(
+                f"{name}: {TARGET}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
+                "choose another than seq"
             )
 
 

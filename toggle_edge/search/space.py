@@ -20,8 +20,12 @@ Levels = tuple[int, ...]
 
 
 def storage_bits(fmt: Format) -> float:
-    """Bits per weight with the group's scale spread over the group, before padding; a row's scale counts as nothing."""
-    return fmt.bits + (SCALE_BITS / fmt.group if fmt.group > 0 else 0.0)
+    """Bits per weight with the group's scale and zero-point spread over the group, before padding.
+
+    A row's scale and zero-point count as nothing.
+    """
+    zero_point = fmt.bits if fmt.asymmetric else 0
+    return fmt.bits + ((SCALE_BITS + zero_point) / fmt.group if fmt.group > 0 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""What a model's layers see: statistics of their inputs over given texts, by which quantisers and pruners weigh.
+
+The inputs are the baseline's. So a layer's statistics do not depend on how others are compressed, and layers can be
+compressed one by one, in any order, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toggle_edge.errors import ConfigError
+from toggle_edge.model.load import LanguageModel
+
+GRAM_BYTES = 2**30
+"""Memory for Gram matrices at a time. A layer whose own is larger gets it all the same, alone."""
+
+_VERSION = "inputs-1"
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Of one layer's inputs x over `tokens` tokens: E[x**2], float64, and E[x xT], float32, where it was asked for."""
+
+    tokens: int
+    mean_square: torch.Tensor
+    gram: torch.Tensor | None = None
+
+
+class Calibration:
+    """Statistics of a model's layers over token sequences, computed when they are first asked for.
+
+    Every sequence is one forward pass of the baseline. Of the Gram matrices only as many are held as fit into
+    `gram_bytes`; asking for layers in the model's order takes the fewest passes. `digest` names the sequences.
+    Raises ConfigError without a sequence, or when one is empty.
+    """
+
+    def __init__(
+        self, model: LanguageModel, sequences: Sequence[Sequence[int]], *, gram_bytes: int = GRAM_BYTES
+    ) -> None:
+        if not sequences or not all(sequences):
+            raise ConfigError("calibration: expected one or more texts of at least one token")
+        self._model = model
+        self._sequences = tuple(tuple(int(token) for token in sequence) for sequence in sequences)
+        self._gram_bytes = gram_bytes
+        self._columns = {layer.name: layer.columns for layer in model.layers}
+        self._modules = {
+            name: module for name in self._columns if (module := _multiplying_module(model, name)) is not None
+        }
+        self._squares: dict[str, InputStatistics] = {}
+        self._sources: dict[str, str] = {}
+        self._grams: dict[str, torch.Tensor] = {}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token sequences and of what is computed from them; the model's weights are not part of it."""
+        content = json.dumps([_VERSION, self._sequences], separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def statistics(self, layer: str, *, gram: bool = False) -> InputStatistics | None:
+        """One layer's statistics, with the Gram matrix if `gram`.
+
+        None for a layer that multiplied nothing: an embedding that is only looked up, an expert without a token.
+
+        Raises ConfigError for an unknown layer, or when its inputs are not finite.
+        """
+        if layer not in self._columns:
+            raise ConfigError(
+                f"calibration: the model has no layer {layer!r}; its layers are {list(self._columns)}"
+            )
+        if not self._squares:
+            self._squares, self._sources = self._measured_squares()
+        found = self._squares.get(layer)
+        if found is None:
+            return None
+        if not bool(torch.isfinite(found.mean_square).all()):
+            raise ConfigError(
+                f"calibration: {layer}: its inputs are not finite; the model is damaged, or overflows on these texts"
+            )
+        if not gram:
+            return found
+        source = self._sources[layer]
+        if source not in self._grams:
+            self._grams = self._measured_grams(self._window(source))
+        return InputStatistics(found.tokens, found.mean_square, self._grams[source] / found.tokens)
+
+    def _window(self, first: str) -> list[str]:
+        """The layer and those after it, each with an input of its own, whose Gram matrices fit into memory together."""
+        order = list(dict.fromkeys(self._sources.values()))
+        taken, room = [first], self._gram_bytes - 4 * self._columns[first] ** 2
+        for name in order[order.index(first) + 1 :]:
+            room -= 4 * self._columns[name] ** 2
+            if room < 0:
+                break
+            taken.append(name)
+        return taken
+
+    def _measured_squares(self) -> tuple[dict[str, InputStatistics], dict[str, str]]:
+        sums = {
+            name: torch.zeros(self._columns[name], dtype=torch.float64, device=module.weight.device)
+            for name, module in self._modules.items()
+        }
+        tokens = dict.fromkeys(self._modules, 0)
+        seen: list[tuple[str, Any]] = []
+
+        def note(name: str, inputs: torch.Tensor) -> None:
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            sums[name] += flat.double().square().sum(dim=0)
+            tokens[name] += len(flat)
+
+        self._forward(self._modules, note)
+        self._forward(self._modules, lambda name, inputs: seen.append((name, inputs)), first_only=True)
+        sources: dict[str, str] = {}
+        for name, inputs in seen:
+            # q, k and v read one tensor, so one Gram matrix serves them all.
+            same = (other for other, tensor in seen if tensor is inputs and other in self._modules)
+            sources.setdefault(name, next(same))
+        found = {
+            name: InputStatistics(count, sums[name] / count) for name, count in tokens.items() if count > 0
+        }
+        return found, {name: sources.get(name, name) for name in found}
+
+    def _measured_grams(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        grams = {
+            name: torch.zeros(
+                self._columns[name], self._columns[name], device=self._modules[name].weight.device
+            )
+            for name in names
+        }
+
+        def add(name: str, inputs: torch.Tensor) -> None:
+            flat = inputs.reshape(-1, inputs.shape[-1]).float()
+            grams[name].addmm_(flat.T, flat)
+
+        self._forward({name: self._modules[name] for name in names}, add)
+        return grams
+
+    def _forward(
+        self,
+        modules: dict[str, Any],
+        see: Callable[[str, torch.Tensor], None],
+        *,
+        first_only: bool = False,
+    ) -> None:
+        """Run the model over the sequences and show each module's inputs."""
+        device = next(self._model.module.parameters()).device
+        with ExitStack() as stack, torch.inference_mode():
+            for name, module in modules.items():
+                hook = module.register_forward_pre_hook(
+                    lambda _module, inputs, name=name: see(name, inputs[0])
+                )
+                stack.callback(hook.remove)
+            for sequence in self._sequences[:1] if first_only else self._sequences:
+                tokens = torch.tensor([sequence[:8] if first_only else sequence], device=device)
+                self._model.module(input_ids=tokens, use_cache=False)
+
+
+def _multiplying_module(model: LanguageModel, name: str) -> Any:
+    """The module in which the layer's weights multiply: for a tied embedding the head, for one only looked up None."""
+    module = model.module.get_submodule(name)
+    if not isinstance(module, torch.nn.Embedding):
+        return module
+    head = model.module.get_output_embeddings()  # type: ignore[operator]
+    return head if head is not None and head.weight is module.weight else None
