@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -69,3 +71,31 @@ def test_gpt2s_matrices_are_written_the_right_way_round(gpt2: LanguageModel) -> 
             assert torch.equal(
                 stored if stored.shape == kept.shape and layer.name.endswith("wte") else stored.T, kept
             )
+
+
+def test_a_bank_on_disk_serves_other_banks_without_computing(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.uniform(names(tiny), Format(4, 32))
+    first = LayerBank(tiny, folder=tmp_path).assemble(config).state_dict()
+    first = {name: value.clone() for name, value in first.items()}
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it is on disk")
+
+    monkeypatch.setattr("toggle_edge.compress.bank.quantise", never)
+    second = LayerBank(tiny, folder=tmp_path).assemble(config).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(AssertionError, match="on disk"):
+        LayerBank(tiny, folder=tmp_path, quantiser="hqq").assemble(config)
+
+
+def test_memory_is_bounded_and_what_was_dropped_comes_back(tiny: LanguageModel, tmp_path: Path) -> None:
+    small = LayerBank(tiny, folder=tmp_path, memory_bytes=10_000)
+    plain = LayerBank(tiny)
+    for fmt in (Format(4, 32), Format(8, 64), Format(4, 32)):
+        config = Config.uniform(names(tiny), fmt)
+        ours, theirs = small.assemble(config).state_dict(), plain.assemble(config).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        held = list(small._held.values())
+        assert len(held) == 1 or sum(entry.codes.nbytes for entry in held) <= 10_000

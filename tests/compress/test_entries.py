@@ -14,7 +14,6 @@ import torch
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise
 from toggle_edge.config import Format
-from toggle_edge.errors import WorkspaceError
 
 FILLER = """
 import os, sys, time
@@ -125,10 +124,21 @@ def test_another_entrys_file_is_not_taken(tmp_path: Path) -> None:
     assert entry(tmp_path, other, lambda: fresh) is fresh
 
 
-def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+def test_what_cannot_be_kept_is_made_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "bank").write_text("a file")
-    with pytest.raises(WorkspaceError, match="set TOGGLE_EDGE_CACHE"):
-        entry(tmp_path / "bank", EntryKey("a", "int4-g32"), layer)
+    made = layer()
+    assert entry(tmp_path / "bank", EntryKey("a", "int4-g32"), lambda: made) is made
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = layer()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert entry(tmp_path, EntryKey("a", "int4-g32"), lambda: made) is made
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_two_processes_fill_one_bank_and_a_killed_one_harms_nothing(tmp_path: Path) -> None:

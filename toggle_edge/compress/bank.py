@@ -3,47 +3,79 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
 
+MEMORY_BYTES = 2**30
+"""Compressed layers are held in memory up to this size; what was used longest ago goes first."""
+
 
 class LayerBank:
     """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
 
-    The baseline's module is never written to, so a candidate cannot be compared with itself. Raises ConfigError for
-    an unknown quantiser, or a calibrated one without a calibration.
+    With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
+    In memory at most `memory_bytes` of them are held. The baseline's module is never written to, so a candidate cannot
+    be compared with itself. Raises ConfigError for an unknown quantiser, or a calibrated one without a calibration.
     """
 
     def __init__(
-        self, model: LanguageModel, *, quantiser: str = "rtn", calibration: Calibration | None = None
+        self,
+        model: LanguageModel,
+        *,
+        quantiser: str = "rtn",
+        calibration: Calibration | None = None,
+        folder: Path | None = None,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._chosen = quantiser_named(quantiser)
         if self._chosen.calibrated and calibration is None:
             raise ConfigError(f"quantiser {quantiser}: needs a calibration: texts to run the model on")
-        self._quantiser, self._calibration = quantiser, calibration
+        self._model, self._quantiser, self._calibration = model, quantiser, calibration
+        self._folder, self._memory_bytes = folder, memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
         self._baseline = {name: _weight_of(model.module, name) for name in self._layers}
         self._candidate = copy.deepcopy(model.module)
         self._weights = {name: _weight_of(self._candidate, name) for name in self._layers}
-        self._compressed: dict[tuple[str, Format], CompressedLayer] = {}
+        self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
+        self._digests: dict[str, str] = {}
         self._assembled: dict[str, Format | None] = dict.fromkeys(self._layers)
 
     def layer(self, name: str, fmt: Format) -> CompressedLayer:
-        """One layer in one format. The same object every time. Raises ConfigError for an unknown layer."""
+        """One layer in one format. Raises ConfigError for an unknown layer."""
         if name not in self._baseline:
             raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
         key = (name, fmt)
-        if key not in self._compressed:
-            self._compressed[key] = self._quantised(name, fmt)
-        return self._compressed[key]
+        if key not in self._held:
+            self._held[key] = self._kept(name, fmt)
+            # The one just asked for stays, however large it is.
+            while len(self._held) > 1 and sum(map(_bytes_of, self._held.values())) > self._memory_bytes:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def _kept(self, name: str, fmt: Format) -> CompressedLayer:
+        # A format that stores the weights as they are is as quickly made as read.
+        if self._folder is None or fmt.is_float:
+            return self._quantised(name, fmt)
+        if name not in self._digests:
+            self._digests[name] = weights_digest(self._baseline[name])
+        calibration = ""
+        if self._chosen.calibrated and self._calibration is not None:
+            # The inputs of a layer depend on all layers before it.
+            calibration = f"{self._model.digest} {self._calibration.digest} {name}"
+        key = EntryKey(self._digests[name], str(fmt), self._quantiser, calibration)
+        return entry(self._folder, key, lambda: self._quantised(name, fmt))
 
     def _quantised(self, name: str, fmt: Format) -> CompressedLayer:
         statistics = None
@@ -56,21 +88,30 @@ class LayerBank:
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
         """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
+        self._require_layers(config)
+        return {name: self.layer(name, config[name]) for name in self._layers}
+
+    def _require_layers(self, config: Config) -> None:
         if set(config.layers) != set(self._layers):
             odd = sorted(set(config.layers) ^ set(self._layers))
             raise ConfigError(
                 f"config: expected a format for each of the model's {len(self._layers)} layers, differs in {odd[:3]}"
             )
-        return {name: self.layer(name, config[name]) for name in self._layers}
 
     def assemble(self, config: Config) -> torch.nn.Module:
         """The model with the config's dequantised weights. Valid until the next call: weights are swapped in place."""
-        for name, layer in self.compressed(config).items():
-            if self._assembled[name] != layer.format:
+        self._require_layers(config)
+        for name, fmt in config:
+            if self._assembled[name] != fmt:
                 with torch.no_grad():
-                    self._weights[name].copy_(dequantise(layer))
-                self._assembled[name] = layer.format
+                    self._weights[name].copy_(dequantise(self.layer(name, fmt)))
+                self._assembled[name] = fmt
         return self._candidate
+
+
+def _bytes_of(layer: CompressedLayer) -> int:
+    parts = (layer.codes, layer.scales, layer.zero_points)
+    return sum(part.nbytes for part in parts if part is not None)
 
 
 def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:

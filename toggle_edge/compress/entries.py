@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from safetensors.torch import save
 
 from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Format
-from toggle_edge.errors import WorkspaceError
 
 VERSION = 1
 """Of what an entry's bytes mean: raised when a quantiser computes something else under the same name."""
@@ -63,24 +62,21 @@ def weights_digest(weight: torch.Tensor) -> str:
 def entry(folder: Path, key: EntryKey, make: Callable[[], CompressedLayer]) -> CompressedLayer:
     """The entry for `key` in `folder`, made and kept if it is not there.
 
-    Of several processes that ask at once one makes it. Raises WorkspaceError when the folder cannot be written.
+    Of several processes that ask at once one makes it. Where the folder cannot be written (a full disk, no permission)
+    it is made and not kept: what can be made again is no reason to stop.
     """
     path = folder / key.digest[:2] / f"{key.digest}.safetensors"
     found = _read(path, key)
     if found is not None:
         return found
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent / "lock"):
+    with ExitStack() as held:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(path.parent / "lock"))
             found = _read(path, key)  # made while we waited
-            if found is None:
-                found = make()
-                _write(path, key, found)
-    except OSError as exc:
-        raise WorkspaceError(
-            f"layer bank {folder}: cannot be written: {exc}; free space there, or set TOGGLE_EDGE_CACHE to another "
-            "folder"
-        ) from exc
+        if found is None:
+            found = make()
+            _write(path, key, found)
     return found
 
 
@@ -109,11 +105,15 @@ def _write(path: Path, key: EntryKey, layer: CompressedLayer) -> None:
     }
     # One name for all attempts: what a killed process left is overwritten by the next, who holds the lock.
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        stream.write(save(tensors, metadata=header))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as stream:
+            stream.write(save(tensors, metadata=header))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:

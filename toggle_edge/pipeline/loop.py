@@ -22,6 +22,7 @@ from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
+from toggle_edge.cache import cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import predicted_cost
@@ -95,7 +96,7 @@ def prepare(
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
-    bank = LayerBank(model)
+    bank = LayerBank(model, folder=cache_folder() / "layers")
     report("baseline", 1, 3, "search probes")
     evaluator = Evaluator(model, bank, probes.search, specification)
     report("baseline", 2, 3, "certificate probes")
