@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from toggle_edge.compress.bank import LayerBank
+from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.quantise import QUANTISERS as REGISTRY
 from toggle_edge.compress.quantise import dequantise
-from toggle_edge.config import FP16, Config, Format
+from toggle_edge.config import AXIS, FP16, QUANTISERS, Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
 
@@ -99,3 +101,22 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(tiny: LanguageModel, 
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         held = list(small._held.values())
         assert len(held) == 1 or sum(entry.codes.nbytes for entry in held) <= 10_000
+
+
+def test_the_names_of_quantisers_are_those_that_there_are() -> None:
+    assert tuple(REGISTRY) == QUANTISERS
+
+
+def test_a_calibrated_entry_belongs_to_its_texts(tiny: LanguageModel, tmp_path: Path) -> None:
+    config = Config.uniform(names(tiny), Format(3, AXIS))
+    texts = [[[3, 4, 5, 6, 7, 8]], [[30, 41, 52, 63, 74, 85, 96]]]
+    found = []
+    for text in texts:
+        calibration = Calibration(tiny, text)
+        bank = LayerBank(tiny, quantiser="importance", calibration=calibration, folder=tmp_path)
+        found.append(bank.assemble(config).get_submodule("model.layers.1.mlp.up_proj").weight.clone())
+    assert not torch.equal(*found)
+    with pytest.raises(ConfigError, match="needs a calibration"):
+        LayerBank(tiny, quantiser="gptq")
+    with pytest.raises(ConfigError, match="expected one of rtn"):
+        LayerBank(tiny, quantiser="rnt")

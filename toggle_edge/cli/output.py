@@ -35,6 +35,13 @@ Probes = Annotated[
     ),
 ]
 Store = Annotated[str, typer.Option("--store", help="Database URL of studies and trials.")]
+QuantiserOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantiser",
+        help="How codes and scales are chosen: rtn, lsq, seq, hqq, importance or gptq. Default: the profile's.",
+    ),
+]
 ModeOption = Annotated[
     str | None, typer.Option("--mode", help="strict, optimal or relaxed. Default: the profile's or bundle's.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from toggle_edge.cli.output import AsJson, ModeOption, Probes, Profile, Store, run
+from toggle_edge.cli.output import AsJson, ModeOption, Probes, Profile, QuantiserOption, Store, run
 
 # As the store has it, whose import costs too much for --help.
 DEFAULT_STORE = "sqlite:///toggle-edge.db"
@@ -42,6 +42,7 @@ def search(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the selected configs.")] = Path(
         "toggle-edge-studies"
     ),
+    quantiser: QuantiserOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest per-layer formats that keep the contract. The same command again goes on."""
@@ -49,7 +50,7 @@ def search(
     from toggle_edge.report.search import print_search, search_json
 
     options = SearchOptions(
-        model, profile, target, tuple(probes or ()), trials, study, seed, resume, store, output
+        model, profile, target, tuple(probes or ()), trials, study, seed, resume, store, output, quantiser
     )
     run(
         lambda report: run_search(options, report),
@@ -74,13 +75,14 @@ def check(
     mine: Annotated[
         bool, typer.Option("--mine", help="Also print the tightest thresholds that this config satisfies.")
     ] = False,
+    quantiser: QuantiserOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge one config against the contract, on the host."""
     from toggle_edge.pipeline.checking import CheckOptions, run_check
     from toggle_edge.report.check import check_json, print_check
 
-    options = CheckOptions(model, config, profile, mode, tuple(probes or ()), relax, mine)
+    options = CheckOptions(model, config, profile, mode, tuple(probes or ()), relax, mine, quantiser)
     run(
         lambda report: run_check(options, report),
         as_json,
@@ -109,6 +111,7 @@ def export(
     unsigned: Annotated[
         bool, typer.Option("--unsigned", help="Leave the bundle unsigned; devices refuse it by default.")
     ] = False,
+    quantiser: QuantiserOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a signed bundle: the artifact with real low-bit weights, tokenizer, specification, probes."""
@@ -116,5 +119,7 @@ def export(
     from toggle_edge.report.export import export_json, print_export
 
     texts = tuple(probes or ())
-    options = ExportOptions(source, output, config, mode, trial, target, profile, texts, store, unsigned)
+    options = ExportOptions(
+        source, output, config, mode, trial, target, profile, texts, store, unsigned, quantiser
+    )
     run(lambda report: run_export(options, report), as_json, export_json, print_export, lambda result: "PASS")

@@ -30,7 +30,8 @@ EXCERPT_TOKENS = 10
 @dataclass(frozen=True)
 class CheckOptions:
     """What `toggle-edge check` may be told. `config` is a file's name or a format; `mode` None is the profile's;
-    `relax` weakens every threshold by that share; `mine` asks for the tightest ones that hold."""
+    `relax` weakens every threshold by that share; `mine` asks for the tightest ones that hold; `quantiser` None is
+    the profile's."""
 
     model: Path
     config: str
@@ -39,12 +40,20 @@ class CheckOptions:
     probes: tuple[str, ...] = ()
     relax: float = 0.0
     mine: bool = False
+    quantiser: str | None = None
 
 
 def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
     """Judge one config on the certificate probes. Raises InputError for what cannot be used."""
     check_config_text(options.config)
-    prepared = prepared_for(options.model, options.profile, options.probes, report, relax=options.relax)
+    prepared = prepared_for(
+        options.model,
+        options.profile,
+        options.probes,
+        report,
+        relax=options.relax,
+        quantiser=options.quantiser,
+    )
     mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
     config = config_from(options.config, prepared.layers)
     report("check", 0, 1, config.summary())

@@ -26,7 +26,7 @@ from toggle_edge.workspace import naming_errors
 @dataclass(frozen=True)
 class ExportOptions:
     """What `toggle-edge export` may be told. With `config`, `source` is a model's folder; with `mode` or `trial`
-    it is a study's name. `output` must not exist yet."""
+    it is a study's name, which knows its profile, probes and quantiser. `output` must not exist yet."""
 
     source: str
     output: Path
@@ -38,6 +38,7 @@ class ExportOptions:
     probes: tuple[str, ...] = ()
     store: str = DEFAULT_URL
     unsigned: bool = False
+    quantiser: str | None = None
 
 
 def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
@@ -53,7 +54,9 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
         )
     if options.config is not None:
         check_config_text(options.config)
-        prepared = prepared_for(Path(options.source), options.profile, options.probes, report)
+        prepared = prepared_for(
+            Path(options.source), options.profile, options.probes, report, quantiser=options.quantiser
+        )
         return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
     with open_store(options.store) as store:
         prepared, config, trial = _of_study(store, options, report)
@@ -68,7 +71,11 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
             "probes are; export with a model and --config instead"
         )
     prepared = prepared_for(
-        Path(study.model_folder), Path(study.profile_path), study.probes_path.split("\n"), report
+        Path(study.model_folder),
+        Path(study.profile_path),
+        study.probes_path.split("\n"),
+        report,
+        quantiser=study.quantiser,
     )
     store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
     trials = store.ledger(study.id).trials()

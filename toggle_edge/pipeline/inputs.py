@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
 from toggle_edge.pipeline.loop import Prepared, prepare
@@ -48,15 +50,25 @@ def sources_for(model: Path, profile: Profile, given: Sequence[str]) -> tuple[tu
 
 
 def prepared_for(
-    model: Path, profile: str | Path, probes: Sequence[str], report: Reporter, *, relax: float = 0.0
+    model: Path,
+    profile: str | Path,
+    probes: Sequence[str],
+    report: Reporter,
+    *,
+    relax: float = 0.0,
+    quantiser: str | None = None,
 ) -> Prepared:
     """Load and check everything that a command on a model needs. Bad input is refused before anything is written.
 
-    `relax` weakens the profile's thresholds by that share of their size, before any mode does.
+    `relax` weakens the profile's thresholds by that share of their size, before any mode does; `quantiser` replaces
+    the profile's.
     """
     # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
     torch.set_num_threads(1)
     contract = weakened(load_profile(profile), relax)
+    if quantiser is not None:
+        quantiser_named(quantiser)
+        contract = dataclasses.replace(contract, quantiser=quantiser)
     sources, which = sources_for(model, contract, probes)
     try:
         prepared = prepare(model, contract, sources, report)

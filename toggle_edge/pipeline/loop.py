@@ -24,6 +24,7 @@ from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.cache import cache_folder
 from toggle_edge.compress.bank import LayerBank
+from toggle_edge.compress.calibration import Calibration
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import ProbeError
@@ -96,7 +97,13 @@ def prepare(
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
-    bank = LayerBank(model, folder=cache_folder() / "layers")
+    bank = LayerBank(
+        model,
+        quantiser=profile.quantiser,
+        # Of the search's texts: the certificate's must stay unseen.
+        calibration=Calibration(model, [probe.tokens for probe in probes.search]),
+        folder=cache_folder() / "layers",
+    )
     report("baseline", 1, 3, "search probes")
     evaluator = Evaluator(model, bank, probes.search, specification)
     report("baseline", 2, 3, "certificate probes")
@@ -136,6 +143,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         probes_digest=prepared.probes.digest,
         target=TARGET,
         seed=seed,
+        quantiser=prepared.profile.quantiser,
     )
 
 

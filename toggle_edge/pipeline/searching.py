@@ -42,13 +42,16 @@ class SearchOptions:
     resume: bool = False
     store: str = DEFAULT_URL
     output: Path = Path("toggle-edge-studies")
+    quantiser: str | None = None
 
 
 def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     """Search, or go on where the same search was interrupted. Raises ToggleEdgeError when it cannot be done."""
     started = time.monotonic()
     exporter_for(options.target)  # an unknown target is refused before anything is done
-    prepared = prepared_for(options.model, options.profile, options.probes, report)
+    prepared = prepared_for(
+        options.model, options.profile, options.probes, report, quantiser=options.quantiser
+    )
     require_whole(prepared.model)
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
     with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:

@@ -21,9 +21,14 @@ def _to_2(connection: sa.Connection) -> None:
     _add(connection, "trials", "created", "TEXT")
 
 
+def _to_3(connection: sa.Connection) -> None:
+    """Studies say which quantiser they search with."""
+    _add(connection, "studies", "quantiser", "TEXT DEFAULT 'rtn' NOT NULL")
+
+
 def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:
     connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} {kind}"))
 
 
-MIGRATIONS: Mapping[int, Migration] = {2: _to_2}
+MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3}
 """By the version that each leads to, from the version before."""

@@ -27,6 +27,7 @@ class StudyIdentity:
     probes_digest: str
     target: str
     seed: int
+    quantiser: str = "rtn"
 
 
 IDENTIFYING = {
@@ -36,6 +37,7 @@ IDENTIFYING = {
     "probes_digest": "the probes",
     "target": "the target",
     "seed": "the seed",
+    "quantiser": "the quantiser",
 }
 """What must be equal for trials to be comparable, in words. A file may move."""
 
@@ -59,6 +61,7 @@ class StoredStudy:
     probes_path: str | None
     probes_digest: str | None
     sensitivity: Mapping[str, float] | None
+    quantiser: str
 
 
 @dataclass(frozen=True)

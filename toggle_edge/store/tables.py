@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -28,6 +28,8 @@ studies = sa.Table(
     sa.Column("probes_path", sa.Text),
     sa.Column("probes_digest", sa.Text),
     sa.Column("sensitivity", _Json),
+    # Since version 3; until then there was one quantiser.
+    sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
 )
 trials = sa.Table(
     "trials",
