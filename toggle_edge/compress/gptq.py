@@ -1,9 +1,9 @@
 """`gptq`: rounding that lets later columns make up for the error of earlier ones (Frantar et al., arXiv 2210.17323).
 
-It starts from the grid of `importance`. Columns go in the order of their importance, which a grid that is known before
-allows. Then the scales are fitted to the codes, now with the inputs' correlations, and the codes chosen anew, a few
-times. A row keeps whichever of all these, and of its base, has the least output error: on the calibration texts the
-result is never worse than `importance`.
+It starts from the grid of `importance`, and from some wider and narrower, since a compensating weight wants another
+range than a lone one. Columns go in the order of their importance, which a grid that is known before allows. Then the
+scales are fitted to the codes, now with the inputs' correlations. A row keeps whichever of all these, and of its base,
+has the least output error: on the calibration texts the result is never worse than `importance`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from toggle_edge.config import Format
 BLOCK = 128
 """Columns after which the rest of the matrix is updated at once: the same result, faster."""
 
-REFITS = 3
+STARTS = (1.0, 0.8, 0.87, 0.93, 1.07)
+"""What the base's scales are multiplied by, to start from."""
 
 
 def gptq(fmt: Format, statistics: InputStatistics | None) -> Encoder:
@@ -33,13 +34,14 @@ def gptq(fmt: Format, statistics: InputStatistics | None) -> Encoder:
         return base
 
     def encode(groups: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        best, grid = base(groups)
-        best_grid, least = grid, _output_error(groups, best, grid, gram)
+        codes, start = base(groups)
+        best, best_grid, least = codes, start, _output_error(groups, codes, start, gram)
         group_of = order // groups.shape[-1]
         weights = groups.flatten(1)[:, order]
-        for _ in range(1 + REFITS):
+        for share in STARTS:
+            grid = Grid(start.scales * share, start.zeros)
             spread = Grid(grid.scales[:, group_of], grid.zeros[:, group_of])
-            flat = best.flatten(1).clone()
+            flat = codes.flatten(1).clone()
             flat[:, order] = compensated(weights, spread, factor, fmt.bits)
             codes = flat.reshape(groups.shape)
             grid = rescaled(groups, codes, grid, gram)
