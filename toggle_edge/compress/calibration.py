@@ -53,6 +53,10 @@ class Calibration:
         self._modules = {
             name: module for name in self._columns if (module := _multiplying_module(model, name)) is not None
         }
+        self._looked_up = {
+            name for name in self._modules if isinstance(model.module.get_submodule(name), torch.nn.Embedding)
+        }
+        self._device = next(model.module.parameters()).device
         self._squares: dict[str, InputStatistics] = {}
         self._sources: dict[str, str] = {}
         self._grams: dict[str, torch.Tensor] = {}
@@ -66,7 +70,9 @@ class Calibration:
     def statistics(self, layer: str, *, gram: bool = False) -> InputStatistics | None:
         """One layer's statistics, with the Gram matrix if `gram`.
 
-        None for a layer that multiplied nothing: an embedding that is only looked up, an expert without a token.
+        None for a layer that multiplied nothing: an embedding that is only looked up, an expert without a token. A tied
+        embedding has its head's inputs and, for the lookups, as much again with every column alike: by the head's
+        alone, what is looked up would pay for what the head gains.
 
         Raises ConfigError for an unknown layer, or when its inputs are not finite.
         """
@@ -88,7 +94,10 @@ class Calibration:
         source = self._sources[layer]
         if source not in self._grams:
             self._grams = self._measured_grams(self._window(source))
-        return InputStatistics(found.tokens, found.mean_square, self._grams[source] / found.tokens)
+        own = self._grams[source] / found.tokens
+        if layer in self._looked_up:
+            own.diagonal().add_(own.diagonal().mean())
+        return InputStatistics(found.tokens, found.mean_square, own)
 
     def _window(self, first: str) -> list[str]:
         """The layer and those after it, each with an input of its own, whose Gram matrices fit into memory together."""
@@ -103,8 +112,8 @@ class Calibration:
 
     def _measured_squares(self) -> tuple[dict[str, InputStatistics], dict[str, str]]:
         sums = {
-            name: torch.zeros(self._columns[name], dtype=torch.float64, device=module.weight.device)
-            for name, module in self._modules.items()
+            name: torch.zeros(self._columns[name], dtype=torch.float64, device=self._device)
+            for name in self._modules
         }
         tokens = dict.fromkeys(self._modules, 0)
         seen: list[tuple[str, Any]] = []
@@ -121,6 +130,8 @@ class Calibration:
             # q, k and v read one tensor, so one Gram matrix serves them all.
             same = (other for other, tensor in seen if tensor is inputs and other in self._modules)
             sources.setdefault(name, next(same))
+        for name in self._looked_up:
+            sums[name] += sums[name].mean()
         found = {
             name: InputStatistics(count, sums[name] / count) for name, count in tokens.items() if count > 0
         }
@@ -128,10 +139,7 @@ class Calibration:
 
     def _measured_grams(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         grams = {
-            name: torch.zeros(
-                self._columns[name], self._columns[name], device=self._modules[name].weight.device
-            )
-            for name in names
+            name: torch.zeros(self._columns[name], self._columns[name], device=self._device) for name in names
         }
 
         def add(name: str, inputs: torch.Tensor) -> None:
@@ -149,7 +157,6 @@ class Calibration:
         first_only: bool = False,
     ) -> None:
         """Run the model over the sequences and show each module's inputs."""
-        device = next(self._model.module.parameters()).device
         with ExitStack() as stack, torch.inference_mode():
             for name, module in modules.items():
                 hook = module.register_forward_pre_hook(
@@ -157,7 +164,7 @@ class Calibration:
                 )
                 stack.callback(hook.remove)
             for sequence in self._sequences[:1] if first_only else self._sequences:
-                tokens = torch.tensor([sequence[:8] if first_only else sequence], device=device)
+                tokens = torch.tensor([sequence[:8] if first_only else sequence], device=self._device)
                 self._model.module(input_ids=tokens, use_cache=False)
 
 

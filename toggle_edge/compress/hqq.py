@@ -2,15 +2,17 @@
 
 It lowers sum(|W - Wq|**p) with p < 1, which lets few weights be far off where that serves the many. An auxiliary error
 takes the power: shrink(W - Wq) solves for it, and a least-squares step solves for the grid, in turns, with a growing
-penalty. Asymmetric formats move the zero-point (the method's own form, here rounded to a code in the end), symmetric
-ones, which have none to move, the scale.
+penalty. The published method moves a fractional zero-point. Ours are codes, between which so small a step always rounds
+back, so the scale moves instead, as in the method's form without zero-points; asymmetric formats start from three.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from toggle_edge.compress.grids import Encoder, Grid, best_of, nearest_codes, restored
+from toggle_edge.compress.grids import Encoder, Grid, best_of, nearest_codes, refitted, restored
 from toggle_edge.compress.rounding import clipped_grids
 from toggle_edge.config import Format
 
@@ -28,37 +30,28 @@ def hqq(fmt: Format) -> Encoder:
         # The constants of the method are for weights of about this size.
         unit = groups.abs().mean(dim=-1, keepdim=True)
         unit = torch.where(unit == 0, torch.ones_like(unit), unit)
-        scaled = Grid(start.scales / unit.squeeze(-1), start.zeros)
-        best = settled(groups / unit, scaled, fmt)
+        scaled, last = groups / unit, (1 << fmt.bits) - 1
+        found = [
+            settled(scaled, Grid(start.scales / unit.squeeze(-1), zeros), fmt.bits)
+            for zeros in ((start.zeros, *_beside(start.zeros, last)) if fmt.asymmetric else (start.zeros,))
+        ]
+        best = _best(scaled, found, fmt.bits)
         grid = Grid(best.scales * unit.squeeze(-1), best.zeros)
         return nearest_codes(groups, grid, fmt.bits), grid
 
     return encode
 
 
-def settled(groups: torch.Tensor, start: Grid, fmt: Format) -> Grid:
+def settled(groups: torch.Tensor, start: Grid, bits: int) -> Grid:
     """For each group the grid with the least sum(|W - Wq|**p) among `start` and all that the iteration passes."""
-    last = (1 << fmt.bits) - 1
-    best, least = start, _distance(groups, start, fmt.bits)
-    grid, penalty = start, PENALTY
+    passed, penalty = [start], PENALTY
     for _ in range(ROUNDS):
-        codes = nearest_codes(groups, _whole(grid, last), fmt.bits)
+        grid = passed[-1]
+        codes = nearest_codes(groups, grid, bits)
         target = groups - shrink(groups - restored(codes, grid), penalty)
-        if fmt.asymmetric:
-            zeros = (codes - target / grid.scales.unsqueeze(-1)).mean(dim=-1)
-            grid = Grid(grid.scales, zeros)
-        else:
-            grid = _rescaled(target, codes, grid)
+        passed.append(refitted(target, codes, grid, None))
         penalty *= GROWTH
-        candidate = _whole(grid, last)
-        distance = _distance(groups, candidate, fmt.bits)
-        better = distance < least
-        least = torch.where(better, distance, least)
-        best = Grid(
-            torch.where(better, candidate.scales, best.scales),
-            torch.where(better, candidate.zeros, best.zeros),
-        )
-    return best
+    return _best(groups, passed, bits)
 
 
 def shrink(error: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -67,15 +60,20 @@ def shrink(error: torch.Tensor, penalty: float) -> torch.Tensor:
     return error.sign() * (size - size.clamp(min=1e-8).pow(POWER - 1) / penalty).clamp_(min=0)
 
 
-def _rescaled(target: torch.Tensor, codes: torch.Tensor, grid: Grid) -> Grid:
-    steps = codes - grid.zeros.unsqueeze(-1)
-    scales = (target * steps).sum(dim=-1) / steps.square().sum(dim=-1)
-    usable = torch.isfinite(scales) & (scales != 0)
-    return Grid(torch.where(usable, scales, grid.scales), grid.zeros)
+def _best(groups: torch.Tensor, grids: Sequence[Grid], bits: int) -> Grid:
+    best, least = grids[0], _distance(groups, grids[0], bits)
+    for grid in grids[1:]:
+        distance = _distance(groups, grid, bits)
+        better = distance < least
+        least = torch.where(better, distance, least)
+        best = Grid(
+            torch.where(better, grid.scales, best.scales), torch.where(better, grid.zeros, best.zeros)
+        )
+    return best
 
 
-def _whole(grid: Grid, last: int) -> Grid:
-    return Grid(grid.scales, grid.zeros.round().clamp(0, last))
+def _beside(zeros: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return (zeros - 1).clamp_(min=0), (zeros + 1).clamp_(max=last)
 
 
 def _distance(groups: torch.Tensor, grid: Grid, bits: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from toggle_edge.compress.rounding import rtn
 from toggle_edge.config import Format
 from toggle_edge.errors import ConfigError
 
-CHUNK_WEIGHTS = 2**20
+CHUNK_WEIGHTS = 2**22
 """Weights that are encoded at a time: bounds what a large layer needs beside itself."""
 
 
