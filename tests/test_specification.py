@@ -55,7 +55,7 @@ def test_an_implication_relaxes_both_ways():
     ],
 )
 def test_a_formula_that_could_never_be_judged_is_refused(text, message):
-    with pytest.raises(ProfileError, match="profile 'default': " + message):
+    with pytest.raises(ProfileError, match=r"profiles/default\.toml: " + message):
         specification_of(replace(DEFAULT, properties={"x": text}))
 
 

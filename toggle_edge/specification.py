@@ -44,7 +44,7 @@ def weakened(profile: Profile, factor: float) -> Profile:
 
 
 def _formula(profile: Profile, name: str, text: str) -> Formula:
-    where = f"profile {profile.name!r}: properties.{name}"
+    where = f"{profile.path}: properties.{name}"
     try:
         formula = parse(text)
     except FormulaError as exc:

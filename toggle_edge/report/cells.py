@@ -100,6 +100,10 @@ def number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float | None) -> str:
-    """A robustness, with its sign."""
-    return "-" if value is None else f"{value:+.3f}"
+def signed(value: float | None, upper: float | None = None) -> str:
+    """A robustness, with its sign; with its upper end where an interval is wide enough to be seen."""
+    if value is None:
+        return "-"
+    if upper is None or upper - value < 0.0005:
+        return f"{value:+.3f}"
+    return f"{value:+.3f} to {upper:+.3f}"

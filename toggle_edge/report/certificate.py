@@ -81,7 +81,7 @@ def _table(verdict: ModeVerdict, certificate: Certificate) -> Table:
         table.add_row(
             each.property.replace("_", " "),
             Text(each.verdict, style=STYLES[each.verdict]),
-            signed(each.robustness),
+            signed(each.robustness, each.robustness_upper),
             f"{certificate.differences.get(each.property, math.inf):.1e}",
             Text(each.reason or place(each.argmin, {})),
         )

@@ -26,7 +26,7 @@ def verdict_table(title: str, judged: ModeVerdict, excerpts: Mapping[tuple[int, 
         table.add_row(
             verdict.property.replace("_", " "),
             Text(verdict.verdict, style=STYLES[verdict.verdict]),
-            signed(verdict.robustness),
+            signed(verdict.robustness, verdict.robustness_upper),
             Text(verdict.reason or place(verdict.argmin, words)),
         )
     return table
