@@ -37,6 +37,7 @@ MODELS = ("stories260K", "stories-gpt2-1M")
 GRAINS = ("axis", "g32")
 TOKENS, STEPS = 256, 32
 SAVED, PROMISED_BITS = 0.30, (3, 4)
+NOISE = 0.005
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ def print_model(judge: Judge, bits: Sequence[int], grains: Sequence[str]) -> boo
             kept &= saved >= SAVED or each not in PROMISED_BITS
             for name, (_, _, took) in rows.items():
                 seconds[name] += took
+            # What rtn adds is too little to speak of shares where it is within half a percent.
+            shown = f"{saved:.0%}" if rows["rtn"][0] > NOISE * judge.perplexity else "–"
             cells = (f"{added:+.3g}, {avgpp:.2f} %" for added, avgpp, _ in rows.values())
-            print(f"| {fmt} | " + " | ".join(cells) + f" | {saved:.0%} |", flush=True)
+            print(f"| {fmt} | " + " | ".join(cells) + f" | {shown} |", flush=True)
     each_took = ", ".join(f"{name} {took:.1f}" for name, took in seconds.items())
     print(f"\nSeconds to quantise, all formats: {each_took}.\n")
     return kept
