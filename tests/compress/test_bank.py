@@ -10,10 +10,14 @@ import torch
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.compress.quantise import QUANTISERS as REGISTRY
-from toggle_edge.compress.quantise import dequantise
+from toggle_edge.compress.quantise import dequantise, quantise
 from toggle_edge.config import AXIS, FP16, QUANTISERS, Config, Format
 from toggle_edge.errors import ConfigError
-from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.load import LanguageModel, load_model
+from toggle_edge.probes import load_probes
+from toggle_edge.reading import perplexity
+
+DEMO = Path(__file__).parents[2] / "demo"
 
 
 def names(model: LanguageModel) -> tuple[str, ...]:
@@ -116,7 +120,44 @@ def test_a_calibrated_entry_belongs_to_its_texts(tiny: LanguageModel, tmp_path: 
         bank = LayerBank(tiny, quantiser="importance", calibration=calibration, folder=tmp_path)
         found.append(bank.assemble(config).get_submodule("model.layers.1.mlp.up_proj").weight.clone())
     assert not torch.equal(*found)
-    with pytest.raises(ConfigError, match="needs a calibration"):
+
+
+@pytest.mark.parametrize("quantiser", sorted(REGISTRY))
+def test_layers_are_those_of_the_chosen_quantiser(quantiser: str, tiny: LanguageModel) -> None:
+    calibration = Calibration(tiny, [list(range(3, 60)), list(range(60, 90))])
+    bank = LayerBank(tiny, quantiser=quantiser, calibration=calibration)
+    entry, fmt = REGISTRY[quantiser], Format(3, 32)
+    module = bank.assemble(Config.uniform(names(tiny), fmt))
+    for layer in tiny.layers:
+        statistics = calibration.statistics(layer.name, gram=entry.needs_gram) if entry.calibrated else None
+        weight = tiny.module.get_submodule(layer.name).weight
+        expected = dequantise(quantise(weight, fmt, statistics, quantiser=quantiser))
+        assert torch.equal(module.get_submodule(layer.name).weight, expected), layer.name
+    assert torch.equal(
+        bank.assemble(Config.uniform(names(tiny), FP16)).lm_head.weight, tiny.module.lm_head.weight
+    )
+
+
+def test_what_a_quantiser_lacks_is_said_before_and_where(tiny: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="gptq: needs a calibration"):
         LayerBank(tiny, quantiser="gptq")
     with pytest.raises(ConfigError, match="expected one of rtn"):
-        LayerBank(tiny, quantiser="rnt")
+        LayerBank(tiny, quantiser="nearest")
+    with pytest.raises(ConfigError, match=r"^model\.embed_tokens: quantiser lsq: has no zero-point"):
+        LayerBank(tiny, quantiser="lsq").layer("model.embed_tokens", Format(4, 32, True))
+
+
+def test_on_texts_of_their_own_calibrated_quantisers_save_perplexity() -> None:
+    model = load_model(DEMO / "model")
+    probes = load_probes(DEMO / "probes.jsonl", model.tokenizer, steps=32, context_tokens=512)
+    texts = [probe.tokens for probe in probes]
+    calibration, judged = Calibration(model, texts[:40]), texts[40:70]
+    early = ("model.layers.0.", "model.layers.1.")
+    config = Config.of({name: Format(3, 32) if name.startswith(early) else FP16 for name in names(model)})
+    before = perplexity(model.module, judged)
+    added = {}
+    for quantiser in ("rtn", "importance", "gptq"):
+        bank = LayerBank(model, quantiser=quantiser, calibration=calibration)
+        added[quantiser] = perplexity(bank.assemble(config), judged) - before
+    assert 0 < added["gptq"] < 0.7 * added["rtn"]
+    assert added["gptq"] < added["importance"] < added["rtn"]

@@ -75,13 +75,31 @@ def test_parity_of_mixed_configs(
     assert check_parity(artifact, tiny.shape, bank.assemble(config), tokens, prompt_tokens=9) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("text", "nearest"), [("int3-axis", "int4-g32"), ("int8-axis", "int8-g32")])
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("int3-axis", "int4-g32"),
+        ("int8-axis", "int8-g32"),
+        ("int3-g64", "int4-g64"),
+        ("int5-g16", "int8-g16"),
+        ("int4-g32-asym", "int4-g32"),
+        ("int9-g32", "fp16"),
+    ],
+)
 def test_a_format_without_a_kernel_names_the_nearest_one(
     text: str, nearest: str, tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"no kernel for {text}; the nearest format .* is {nearest}"):
         export_onnx(skeleton, bank.compressed(uniform(tiny, text)), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
+
+
+def test_zero_points_between_codes_are_refused(
+    tiny: LanguageModel, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    stretched = LayerBank(tiny, quantiser="seq").compressed(uniform(tiny, "int4-g32"))
+    with pytest.raises(ConfigError, match="the quantiser's lies between two; choose another than seq"):
+        export_onnx(skeleton, stretched, tmp_path / "artifact")
 
 
 def test_a_graph_that_onnxruntime_refuses_is_an_export_error(

@@ -30,7 +30,7 @@ def distance(a: Config, b: Config) -> list[int]:
     return [abs(x - y) for x, y in zip(SPACE.levels(a), SPACE.levels(b), strict=True)]
 
 
-@pytest.mark.parametrize("fmt", MENU)
+@pytest.mark.parametrize("fmt", [*MENU, Format(4, 64, True), Format(16, 16), Format(5, 16, True)])
 def test_storage_bits_agree_with_the_stored_bytes(fmt: Format) -> None:
     assert storage_bits(fmt) == 8 * fmt.storage_bytes(16, 256) / (16 * 256)
 
