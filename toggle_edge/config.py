@@ -21,7 +21,7 @@ AXIS = -1
 """The `group` of a format with one scale for a whole row (output channel)."""
 
 KERNEL_BITS = (2, 4, 8)
-"""Bits per code that targets' kernels read, in groups and symmetric."""
+"""Bits per code that targets' kernels read, in groups, with zero-points or without."""
 
 QUANTISERS = ("rtn", "lsq", "seq", "hqq", "importance", "gptq")
 """How codes and scales may be chosen; `compress.quantise` has what is behind the names."""
@@ -90,7 +90,7 @@ def nearest_with_kernel(fmt: Format) -> Format:
     if fmt.is_float:
         return fmt
     bits = min((bits for bits in KERNEL_BITS if bits >= fmt.bits), default=None)
-    return FP16 if bits is None else Format(bits, 32 if fmt.group == AXIS else fmt.group)
+    return FP16 if bits is None else Format(bits, 32 if fmt.group == AXIS else fmt.group, fmt.asymmetric)
 
 
 FP16 = Format(16)

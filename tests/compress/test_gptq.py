@@ -131,8 +131,9 @@ def test_a_refitted_row_has_the_scale_of_least_output_error() -> None:
     assert statistics.gram is not None
     start = Grid(groups.abs().amax(-1) / 4, torch.full((5, 1), 4.0))
     codes = nearest_codes(groups, start, 3)
-    fitted = rescaled(groups, codes, start, statistics.gram)
+    fitted, error = rescaled(groups, codes, start, statistics.gram)
     best = output_error(groups.flatten(1), restored(codes, fitted).flatten(1), statistics)
+    assert float(error.sum()) == pytest.approx(best, rel=1e-4)
     for factor in (0.98, 0.995, 1.005, 1.02):
         moved = Grid(fitted.scales * factor, fitted.zeros)
         assert output_error(groups.flatten(1), restored(codes, moved).flatten(1), statistics) > best

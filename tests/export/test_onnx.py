@@ -45,7 +45,21 @@ def mixed(model: LanguageModel, seed: int) -> Config:
     return Config.of({layer.name: Format.parse(chooser.choice(MENU)) for layer in model.layers})
 
 
-@pytest.mark.parametrize("text", ["fp32", "fp16", "int8-g64", "int4-g32", "int2-g64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fp32",
+        "fp16",
+        "int8-g64",
+        "int4-g32",
+        "int2-g64",
+        "int8-g16-asym",
+        "int4-g64-asym",
+        "int4-g32-asym",
+        "int2-g64-asym",
+        "int2-g16-asym",
+    ],
+)
 def test_parity_of_uniform_configs(
     text: str,
     tiny: LanguageModel,
@@ -82,7 +96,7 @@ def test_parity_of_mixed_configs(
         ("int8-axis", "int8-g32"),
         ("int3-g64", "int4-g64"),
         ("int5-g16", "int8-g16"),
-        ("int4-g32-asym", "int4-g32"),
+        ("int3-g32-asym", "int4-g32-asym"),
         ("int9-g32", "fp16"),
     ],
 )
@@ -151,10 +165,16 @@ def test_the_signals_graph_gives_torchs_attention_and_hidden_states(
         assert (chosen[row, :n] == logits[row, :n].argmax(-1)).all()
 
 
+@pytest.mark.parametrize("text", ["int8-g64", "int8-g64-asym"])
 def test_integer_kernels_stay_close_at_the_level_that_ships(
-    tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, probes: tuple[Probe, ...], tmp_path: Path
+    text: str,
+    tiny: LanguageModel,
+    bank: LayerBank,
+    skeleton: Skeleton,
+    probes: tuple[Probe, ...],
+    tmp_path: Path,
 ) -> None:
-    config = uniform(tiny, "int8-g64")
+    config = uniform(tiny, text)
     export_onnx(skeleton, bank.compressed(config), tmp_path)
     model = backend.open_model(tmp_path, tiny.shape, backend.GRAPH, threads=1)
     tokens = probes[0].tokens
@@ -181,7 +201,9 @@ def test_tied_weights_are_one_file_that_both_graphs_read(
 def test_layers_files_have_the_size_that_the_format_predicts(
     tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, tmp_path: Path
 ) -> None:
-    config = mixed(tiny, 1)
+    chooser = random.Random(1)
+    texts = ("int4-g32-asym", "int2-g16-asym", "int8-g32-asym", *MENU)
+    config = Config.of({layer.name: Format.parse(chooser.choice(texts)) for layer in tiny.layers})
     artifact = export_onnx(skeleton, bank.compressed(config), tmp_path)
     for layer in tiny.layers:
         predicted = config[layer.name].storage_bytes(layer.rows, layer.columns)

@@ -38,6 +38,18 @@ def test_a_layers_file_is_codes_then_aligned_scales() -> None:
     assert content[offset:] == layer.scales.numpy().tobytes()
 
 
+def test_zero_points_follow_the_scales_each_row_in_whole_bytes() -> None:
+    weight = torch.randn(3, 90, generator=torch.Generator().manual_seed(0)) + 1
+    layer = quantise(weight, Format(4, 32, True))
+    content, offset = layer_bytes(layer)
+    assert layer.scales is not None
+    assert layer.zero_points is not None
+    behind = content[offset + layer.scales.numel() * 4 :]
+    assert len(content) - offset + 3 * 3 * 16 == layer.format.storage_bytes(3, 90)
+    rows = unpack_codes(np.frombuffer(behind, dtype=np.uint8).reshape(3, 2), 4)
+    assert rows[:, :3].tolist() == layer.zero_points.tolist()
+
+
 def test_an_fp16_layers_file_is_its_matrix() -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     assert layer_bytes(quantise(weight, FP16)) == (weight.half().numpy().tobytes(), 0)

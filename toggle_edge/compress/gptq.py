@@ -44,8 +44,7 @@ def gptq(fmt: Format, statistics: InputStatistics | None) -> Encoder:
             flat = codes.flatten(1).clone()
             flat[:, order] = compensated(weights, spread, factor, fmt.bits)
             codes = flat.reshape(groups.shape)
-            grid = rescaled(groups, codes, grid, gram)
-            error = _output_error(groups, codes, grid, gram)
+            grid, error = rescaled(groups, codes, grid, gram)
             better = error < least
             least = torch.where(better, error, least)
             best = torch.where(better[:, None, None], codes, best)
@@ -88,8 +87,10 @@ def compensated(weights: torch.Tensor, grid: Grid, factor: torch.Tensor, bits: i
     return codes
 
 
-def rescaled(groups: torch.Tensor, codes: torch.Tensor, grid: Grid, gram: torch.Tensor) -> Grid:
-    """The grid with each group's scale in turn at the least output error for these codes: the error never rises.
+def rescaled(
+    groups: torch.Tensor, codes: torch.Tensor, grid: Grid, gram: torch.Tensor
+) -> tuple[Grid, torch.Tensor]:
+    """The grid with each group's scale in turn at the least output error for these codes; each row's error then.
 
     A scale is let go no further than to half or twice its value, where its codes would be others.
     """
@@ -104,8 +105,10 @@ def rescaled(groups: torch.Tensor, codes: torch.Tensor, grid: Grid, gram: torch.
         ratio = 1 + change / scales[:, group]
         change = torch.where((ratio >= 0.5) & (ratio <= 2.0), change, 0.0)
         scales[:, group] += change
-        slope += (change[:, None] * steps) @ gram[part]
-    return Grid(scales, grid.zeros)
+        moved = change[:, None] * steps
+        difference[:, part] += moved
+        slope += moved @ gram[part]
+    return Grid(scales, grid.zeros), (difference * slope).sum(dim=-1)
 
 
 def _output_error(groups: torch.Tensor, codes: torch.Tensor, grid: Grid, gram: torch.Tensor) -> torch.Tensor:

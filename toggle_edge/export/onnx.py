@@ -146,14 +146,11 @@ def _multiplication(
         )
         yield helper.make_node("MatMul", [node.input[0], f"{name}.T"], list(node.output), name=node.name)
         return
-    groups = layer.scales.shape[1]
-    packed = (layer.rows, groups, fmt.group * fmt.bits // 8)
-    codes = _external(f"{name}.codes", name, TensorProto.UINT8, packed, 0)
-    scales = _external(f"{name}.scales", name, TensorProto.FLOAT, (layer.rows, groups), offset)
-    tensors.update({codes.name: codes, scales.name: scales})
+    packed = (layer.rows, layer.scales.shape[1], fmt.group * fmt.bits // 8)
+    codes, scales, zero_points = _stored(name, "codes", packed, layer, offset, tensors)
     yield helper.make_node(
         "MatMulNBits",
-        [node.input[0], codes.name, scales.name],
+        [node.input[0], codes, scales, *zero_points],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
@@ -189,12 +186,10 @@ def _lookup(
         )
     # The same bytes as the head's codes, seen as one row per token: a second name, not a second copy.
     flat = (layer.rows, layer.columns * fmt.bits // 8)
-    codes = _external(f"{name}.rows", name, TensorProto.UINT8, flat, 0)
-    scales = _external(f"{name}.scales", name, TensorProto.FLOAT, (layer.rows, groups), offset)
-    tensors.update({codes.name: codes, scales.name: scales})
+    codes, scales, zero_points = _stored(name, "rows", flat, layer, offset, tensors)
     yield helper.make_node(
         "GatherBlockQuantized",
-        [codes.name, node.input[1], scales.name],
+        [codes, node.input[1], scales, *zero_points],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
@@ -203,6 +198,28 @@ def _lookup(
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def _stored(
+    name: str,
+    kind: str,
+    packed: tuple[int, ...],
+    layer: CompressedLayer,
+    offset: int,
+    tensors: dict[str, onnx.TensorProto],
+) -> tuple[str, str, list[str]]:
+    """Names of a layer's packed codes, its scales and, in asymmetric formats, its zero-points behind them."""
+    groups = -(-layer.columns // layer.format.group)
+    parts = [
+        _external(f"{name}.{kind}", name, TensorProto.UINT8, packed, 0),
+        _external(f"{name}.scales", name, TensorProto.FLOAT, (layer.rows, groups), offset),
+    ]
+    if layer.zero_points is not None:
+        zero_points = (layer.rows, -(-groups * layer.format.bits // 8))
+        behind = offset + 4 * layer.rows * groups
+        parts.append(_external(f"{name}.zero_points", name, TensorProto.UINT8, zero_points, behind))
+    tensors.update({part.name: part for part in parts})
+    return parts[0].name, parts[1].name, [part.name for part in parts[2:]]
 
 
 def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
@@ -218,7 +235,7 @@ def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
             raise ConfigError(
                 f"{name}: {TARGET} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
             )
-        if layer.zero_points is not None:
+        if layer.zero_points is not None and not fmt.asymmetric:
             raise ConfigError(
                 f"{name}: {TARGET}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
                 "choose another than seq"

@@ -44,10 +44,18 @@ def layer_size(fmt: Format, rows: int, columns: int) -> tuple[int, int]:
 
 
 def layer_bytes(layer: CompressedLayer) -> tuple[bytes, int]:
-    """A layer's file, and the offset at which its scales start (0 for fp16, which has none)."""
+    """A layer's file, and the offset at which its scales start (0 for fp16, which has none).
+
+    Zero-points, where the format has them, follow the scales: each row's packed, to whole bytes.
+    """
     if layer.scales is None:
         return layer.codes.numpy().tobytes(), 0
     packed = pack_codes(layer.codes.numpy(), layer.format.bits).tobytes()
     padding = -len(packed) % ALIGNMENT
     scales = layer.scales.numpy().astype("<f4").tobytes()
-    return packed + bytes(padding) + scales, len(packed) + padding
+    zero_points = b""
+    if layer.zero_points is not None:
+        per_byte = 8 // layer.format.bits
+        rows = np.pad(layer.zero_points.numpy(), ((0, 0), (0, -layer.zero_points.shape[1] % per_byte)))
+        zero_points = pack_codes(rows, layer.format.bits).tobytes()
+    return packed + bytes(padding) + scales + zero_points, len(packed) + padding
