@@ -264,7 +264,7 @@ def test_fp16_is_the_baseline_itself(tiny: LanguageModel, bank: LayerBank) -> No
         assert torch.equal(candidate.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("text", ["int2-g64", "int4-g32", "int8-g64", "fp16", "mixed"])
+@pytest.mark.parametrize("text", ["int2-g64", "int4-g32", "int4-g32-asym", "int2-g16-asym", "fp16", "mixed"])
 def test_what_an_artifact_will_weigh_is_known_before_it_is_written(
     tiny: LanguageModel, bank: LayerBank, skeleton: Skeleton, tmp_path: Path, text: str
 ) -> None:

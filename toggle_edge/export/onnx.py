@@ -87,9 +87,9 @@ def _stub(layer: Layer, fmt: Format) -> CompressedLayer:
     if fmt.is_float:
         return CompressedLayer(fmt, layer.rows, layer.columns, nothing, None)
     groups = -(-layer.columns // fmt.group_size(layer.columns))
-    return CompressedLayer(
-        fmt, layer.rows, layer.columns, nothing, torch.empty(layer.rows, groups, device="meta")
-    )
+    scales = torch.empty(layer.rows, groups, device="meta")
+    zero_points = scales if fmt.asymmetric else None
+    return CompressedLayer(fmt, layer.rows, layer.columns, nothing, scales, zero_points)
 
 
 def weight_path(layer: str) -> str:

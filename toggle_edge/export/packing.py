@@ -40,7 +40,8 @@ def layer_size(fmt: Format, rows: int, columns: int) -> tuple[int, int]:
     groups = -(-columns // size)
     packed = rows * groups * size * fmt.bits // 8
     offset = packed + -packed % ALIGNMENT
-    return offset + rows * groups * SCALE_BITS // 8, offset
+    zero_points = rows * -(-groups * fmt.bits // 8) if fmt.asymmetric else 0
+    return offset + rows * groups * SCALE_BITS // 8 + zero_points, offset
 
 
 def layer_bytes(layer: CompressedLayer) -> tuple[bytes, int]:
