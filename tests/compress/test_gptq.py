@@ -163,7 +163,7 @@ def test_fewer_inputs_than_columns_still_have_a_factor() -> None:
 @pytest.mark.parametrize("group", [32, AXIS])
 @pytest.mark.parametrize("quantiser", ["importance", "gptq"])
 def test_the_output_error_falls_strictly_with_bits(quantiser: str, group: int) -> None:
-    weight, statistics = weights(24, 96, 5), correlated(96, 300, 5)
+    weight, statistics = weights(16, 64, 5), correlated(64, 300, 5)
     errors = [
         output_error(
             weight,
