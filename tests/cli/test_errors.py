@@ -186,7 +186,11 @@ class TestProfile:
             ("[budget]", "[bugdet]", "did you mean 'budget'?"),
             ('"always (jsd <= threshold)"', '"always (jds <= threshold)"', "got 'jds'; did you mean 'jsd'?"),
             ("threshold = 0.25", "threshold = nan", "expected a finite number"),
-            ('"int4-g32"', '"int5-g32"', "expected fp32, fp16, int2"),
+            (
+                '"int4-g32"',
+                '"int5-g32"',
+                "no target has a kernel for int5-g32; the nearest format with one is int8",
+            ),
             ("search = 59", "search = 5900", "expected at least 5900 for the search side"),
             ("[search]", "[search", "expected TOML"),
         ],

@@ -151,9 +151,9 @@ def test_on_texts_of_their_own_calibrated_quantisers_save_perplexity() -> None:
     model = load_model(DEMO / "model")
     probes = load_probes(DEMO / "probes.jsonl", model.tokenizer, steps=32, context_tokens=512)
     texts = [probe.tokens for probe in probes]
-    calibration, judged = Calibration(model, texts[:40]), texts[40:70]
-    early = ("model.layers.0.", "model.layers.1.")
-    config = Config.of({name: Format(3, 32) if name.startswith(early) else FP16 for name in names(model)})
+    calibration, judged = Calibration(model, texts[:24]), texts[40:64]
+    first = "model.layers.0."
+    config = Config.of({name: Format(2, 32) if name.startswith(first) else FP16 for name in names(model)})
     before = perplexity(model.module, judged)
     added = {}
     for quantiser in ("rtn", "importance", "gptq"):
