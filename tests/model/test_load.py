@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toggle_edge.errors import ModelError
 from toggle_edge.model.load import LanguageModel, load_model
@@ -80,3 +81,12 @@ def test_gpt2s_layers_cover_every_matrix_but_the_positions(gpt2: LanguageModel) 
     total = sum(value.numel() for value in named.values())
     assert gpt2.kept_parameters + sum(layer.weights for layer in gpt2.layers) == total
     assert (gpt2.shape.kv_heads, gpt2.shape.head_size) == (4, 16)
+
+
+def test_a_weight_that_is_not_in_the_files_is_not_drawn_at_random(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing model\.layers\.1\.mlp\.up_proj\.weight; config\.json"):
+        load_model(folder)

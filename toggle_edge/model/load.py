@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,12 @@ def load_model(folder: Path) -> LanguageModel:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         # Eager attention: the attention rows are a signal, and the fused kernels do not return them.
-        module: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as exc:  # transformers and tokenizers raise their own and, for an odd file, any
@@ -63,6 +68,8 @@ def load_model(folder: Path) -> LanguageModel:
             f"model folder {folder}: cannot be loaded: {type(exc).__name__}: {_first_line(exc)}; is it complete, "
             "and saved by transformers?"
         ) from exc
+    module: torch.nn.Module = loaded[0]
+    _require_all(folder, loaded[1])
     config: Any = module.config
     layers = layers_of(config)
     module.requires_grad_(False).eval()
@@ -92,6 +99,17 @@ def require_whole(model: LanguageModel) -> None:
             f"model folder {model.folder}: expected finite weights, got a NaN or an infinity in "
             f"{', '.join(damaged[:3])}{f' and {len(damaged) - 3} more' if len(damaged) > 3 else ''}; "
             "the file is damaged, save it anew"
+        )
+
+
+def _require_all(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Raises ModelError when a weight is not in the files: transformers only warns, and draws it at random."""
+    absent = sorted(loading["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"model folder {folder}: expected every weight of the architecture in config.json, missing "
+            f"{', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; "
+            "config.json and *.safetensors are not of one model, save it anew"
         )
 
 

@@ -80,11 +80,10 @@ def print_sensitivity(result: SensitivityResult, console: Console) -> None:
         own = by_loss(tuple(each for each in result.entries if each.format == fmt))
         console.print(_table(fmt, result.mode, own))
         if len(own) > SHOWN:
-            rest = [each.avgpp_lost or 0.0 for each in own[SHOWN:]]
+            # The first of the rest loses most; n/a where even that could not be computed.
+            most = number(own[SHOWN].avgpp_lost, 2)
             print_entry(
-                console,
-                "",
-                f"{len(rest)} more layers lose at most {max(rest):.2f} points each; --json has all",
+                console, "", f"{len(own) - SHOWN} more layers lose at most {most} points each; --json has all"
             )
             console.print()
     print_entry(
