@@ -69,9 +69,9 @@ def load_model(folder: Path) -> LanguageModel:
             "and saved by transformers?"
         ) from exc
     module: torch.nn.Module = loaded[0]
-    _require_all(folder, loaded[1])
     config: Any = module.config
     layers = layers_of(config)
+    _require_all(folder, loaded[1])
     module.requires_grad_(False).eval()
     shape = ModelShape(
         layers=config.num_hidden_layers,
