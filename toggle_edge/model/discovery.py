@@ -101,6 +101,12 @@ def _activity(module: torch.nn.Module, name: str, experts: int) -> float:
 
 
 _WELL_KNOWN = {
+    **{
+        f"{module}.{name}": "o"
+        for module in ("attn", "self_attn", "attention")
+        for name in ("c_proj", "dense")
+    },
+    "mlp.c_proj": "down",
     **dict.fromkeys(("q_proj", "query", "wq"), "q"),
     **dict.fromkeys(("k_proj", "key", "wk"), "k"),
     **dict.fromkeys(("v_proj", "value", "wv"), "v"),
@@ -118,7 +124,7 @@ def _discovered(module: Any, matrices: tuple[Matrix, ...]) -> Architecture:
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     roles, kept = {}, set()
     for each in matrices:
-        pattern, last = _pattern(each.name), each.name.rpartition(".")[2]
+        pattern, (parent, last) = _pattern(each.name), ("." + each.name).split(".")[-2:]
         if each.owner is embedding:
             roles[pattern] = "embedding"
         elif each.owner is head:
@@ -126,7 +132,7 @@ def _discovered(module: Any, matrices: tuple[Matrix, ...]) -> Architecture:
         elif isinstance(each.owner, torch.nn.Embedding) or (last in _ROUTERS and len(each.shape) == 2):
             kept.add(pattern)
         elif each.multiplies and _NUMBER.search(each.name):
-            roles[pattern] = _WELL_KNOWN.get(last, OTHER)
+            roles[pattern] = _WELL_KNOWN.get(f"{parent}.{last}") or _WELL_KNOWN.get(last, OTHER)
     return Architecture(roles, frozenset(kept))
 
 

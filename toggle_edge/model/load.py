@@ -56,8 +56,7 @@ def load_model(folder: Path) -> LanguageModel:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         # Eager attention: the attention rows are a signal, and the fused kernels do not return them.
-        module: torch.nn.Module
-        module, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -70,6 +69,7 @@ def load_model(folder: Path) -> LanguageModel:
             f"model folder {folder}: cannot be loaded: {type(exc).__name__}: {_first_line(exc)}; is it complete, "
             "and saved by transformers?"
         ) from exc
+    module, loading = loaded
     _require_all(folder, loading)
     module.requires_grad_(False).eval()
     layers = layers_of(module)
@@ -88,22 +88,30 @@ def _require_all(folder: Path, loading: Mapping[str, Any]) -> None:
 
 
 def _shape_of(module: Any) -> ModelShape:
-    """What exporters tell a backend. `head_size` is that of queries and keys; a latent attention's values differ."""
+    """What exporters tell a backend. `head_size` is that of queries and keys; a latent attention's values differ.
+
+    Raises ModelError when the model's config does not say.
+    """
     config = module.config.get_text_config()
-    heads = config.num_attention_heads
-    if getattr(config, "qk_nope_head_dim", None) is not None:
-        # DeepSeek's config calls the rotated part alone `head_dim`.
-        head_size = config.qk_nope_head_dim + config.qk_rope_head_dim
-    else:
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return ModelShape(
-        layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_size=head_size,
-        vocabulary=config.vocab_size,
-        context_tokens=config.max_position_embeddings,
-        end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
-    )
+    try:
+        heads = config.num_attention_heads
+        if getattr(config, "qk_nope_head_dim", None) is not None:
+            # DeepSeek's config calls the rotated part alone `head_dim`.
+            head_size = config.qk_nope_head_dim + config.qk_rope_head_dim
+        else:
+            head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelShape(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=head_size,
+            vocabulary=config.vocab_size,
+            context_tokens=config.max_position_embeddings,
+            end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
+        )
+    except AttributeError as exc:
+        raise ModelError(
+            f"model architecture {config.model_type}: expected heads, sizes and context in config.json, {exc}"
+        ) from exc
 
 
 def damaged_weights(model: LanguageModel) -> tuple[str, ...]:
