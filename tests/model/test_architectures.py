@@ -211,6 +211,27 @@ def test_a_group_is_what_reads_one_input(case: tuple[str, LanguageModel]) -> Non
     assert len(set(others)) == len(others), "embeddings and fused experts are groups of their own"
 
 
+def test_what_passes_by_is_what_transformers_returns(case: tuple[str, LanguageModel]) -> None:
+    name, model = case
+    maps: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
+    with recording(model.module, lambda _, each: maps.append(each), lambda _, each: states.append(each)):
+        logits_of(model.module)
+    with torch.inference_mode():
+        whole: Any = model.module(input_ids=TOKENS, output_attentions=True, output_hidden_states=True)
+    assert len(maps) == len(states) == 2
+    for ours, theirs in zip(maps, whole.attentions, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(states[0], whole.hidden_states[1])
+    # There transformers' last state is already normed and projected to the embedding's width.
+    if name == "opt_projected":
+        decoder: Any = model.module.get_submodule("model.decoder")
+        projected = decoder.project_out(decoder.final_layer_norm(states[1]))
+        torch.testing.assert_close(projected, whole.hidden_states[2])
+    else:
+        assert torch.equal(states[1], whole.hidden_states[2])
+
+
 def test_signals_are_finite_and_say_how_far_a_config_departs(model: LanguageModel, tmp_path: Path) -> None:
     texts = tmp_path / "probes.jsonl"
     texts.write_text("\n".join(PROBES.read_text("utf-8").splitlines()[:3]), "utf-8")
