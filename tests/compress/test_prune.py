@@ -95,9 +95,12 @@ def test_a_pruned_weight_stays_zero_in_every_format(quantiser: str, text: str) -
         pytest.skip("this quantiser has no zero-point")
     # Away from zero, where only a zero-point that is itself a code can keep it.
     pruned = magnitude(weights(6, 50, 2) + 1.5, 0.3)
-    seen = squares(50, 3)
-    mixing = torch.randn(200, 50, generator=torch.Generator().manual_seed(4))
-    statistics = InputStatistics(200, seen.mean_square, mixing.T @ mixing / 200)
+    # Correlated inputs, so that gptq would gladly move a weight that is zero.
+    generator = torch.Generator().manual_seed(4)
+    mixing = torch.randn(200, 4, generator=generator) @ torch.randn(4, 50, generator=generator)
+    mixing += 0.3 * torch.randn(200, 50, generator=generator)
+    gram = mixing.T @ mixing / 200
+    statistics = InputStatistics(200, gram.diagonal().double(), gram)
     restored = dequantise(quantise(pruned, fmt, statistics, quantiser=quantiser))
     assert bool((restored[pruned == 0] == 0).all())
     assert bool((restored[pruned != 0] != 0).any())
