@@ -29,6 +29,12 @@ def test_cost_is_linear_in_bits_and_bytes_count_scales() -> None:
     assert cost.proxy_bytes == 1280 + 8 * 2 * (16 + 4) + 64 * (32 + 4)
 
 
+def test_an_expert_costs_bytes_always_and_operations_when_it_is_active() -> None:
+    expert = Layer("e.0", "down", 8, 64, expert=0, activity=0.25)
+    cost = predicted_cost((expert,), Config.of({"e.0": FP16}), 0)
+    assert (cost.proxy_flops, cost.proxy_bytes) == (2 * 8 * 64 / 4, 2 * 8 * 64)
+
+
 @pytest.mark.parametrize(
     ("text", "ratio"), [("fp16", 1.0), ("int8-g64", 2.0), ("int4-g32", 4.0), ("int2-g64", 8.0)]
 )

@@ -1,7 +1,8 @@
 """Predicted cost of a config: pure, no torch.
 
 `proxy_flops` is TOGGLE's cost (arXiv 2512.16855): two operations per weight and token, weighted by
-bits / 16. It is a proxy for time and energy, not a count of what a kernel executes.
+bits / 16. An expert's weights count for the share of tokens that are routed to it. It is a proxy for time and
+energy, not a count of what a kernel executes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def predicted_cost(layers: Sequence[Layer], config: Config, kept_parameters: int
     """Cost of `config`. Tied weights are one layer, so they are counted once."""
     formats = dict(config.formats)
     flops = sum(
-        2.0 * layer.weights * formats[layer.name].bits / REFERENCE_BITS
+        2.0 * layer.weights * layer.activity * formats[layer.name].bits / REFERENCE_BITS
         for layer in layers
         if layer.multiplied
     )

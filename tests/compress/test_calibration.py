@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.architectures import CASES, built, saved
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.layers import Layer
-from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.load import LanguageModel, load_model
 
 SEQUENCES = [list(range(3, 40)), list(range(100, 112)), [7]]
 EMBEDDING = "model.embed_tokens"
@@ -66,6 +68,45 @@ def test_an_embedding_that_is_only_looked_up_has_none(tiny: LanguageModel) -> No
     calibration = Calibration(model, SEQUENCES)
     assert calibration.statistics(EMBEDDING, gram=True) is None
     assert calibration.statistics("lm_head") is not None
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v2"])
+def test_an_expert_has_the_statistics_of_the_tokens_routed_to_it(name: str, tmp_path: Path) -> None:
+    """Run alone on them, an expert's matrices would see just these: its output, by its own two layers, says so."""
+    model = load_model(saved(built(*CASES[name]), tmp_path))
+    path = "model.layers.1.mlp.experts"
+    owner = model.module.get_submodule(path)
+    read: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = owner.register_forward_pre_hook(lambda _, given: read.append((given[0].clone(), given[1].clone())))
+    with torch.inference_mode():
+        for sequence in SEQUENCES:
+            model.module(torch.tensor([sequence]))
+    hook.remove()
+    states = torch.cat([each.flatten(0, -2) for each, _ in read])
+    chosen = torch.cat([each.flatten(0, -2) for _, each in read])
+    calibration, seen = Calibration(model, SEQUENCES), 0
+    for expert in range(4):
+        routed = [row for row, experts in zip(states, chosen.tolist(), strict=True) if expert in experts]
+        enter = calibration.statistics(f"{path}.gate_up_proj.{expert}", gram=True)
+        leave = calibration.statistics(f"{path}.down_proj.{expert}", gram=True)
+        if not routed:
+            assert enter is None
+            assert leave is None
+            continue
+        assert enter is not None
+        assert leave is not None
+        assert enter.tokens == leave.tokens == len(routed)
+        seen += len(routed)
+        inputs = torch.stack(routed).double()
+        assert torch.allclose(enter.mean_square, inputs.square().mean(0), rtol=1e-6)
+        weights = owner.gate_up_proj[expert].double()
+        inner = weights.shape[0] // 2
+        gate, up = inputs @ weights[:inner].T, inputs @ weights[inner:].T
+        middle = gate * torch.sigmoid(gate) * up
+        assert torch.allclose(leave.mean_square, middle.square().mean(0), rtol=1e-4)
+        assert leave.gram is not None
+        assert torch.allclose(leave.gram.double(), middle.T @ middle / len(routed), atol=1e-5)
+    assert seen == chosen.numel(), "every token counts once for each expert that it is routed to"
 
 
 def passes(model: LanguageModel, gram_bytes: int, order: list[str]) -> tuple[list[torch.Tensor], int]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
@@ -16,6 +15,7 @@ from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise,
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.weights import weight_of
 
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
@@ -44,9 +44,9 @@ class LayerBank:
         self._model, self._quantiser, self._calibration = model, quantiser, calibration
         self._folder, self._memory_bytes = folder, memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
-        self._baseline = {name: _weight_of(model.module, name) for name in self._layers}
+        self._baseline = {layer.name: weight_of(model.module, layer) for layer in model.layers}
         self._candidate = copy.deepcopy(model.module)
-        self._weights = {name: _weight_of(self._candidate, name) for name in self._layers}
+        self._weights = {layer.name: weight_of(self._candidate, layer) for layer in model.layers}
         self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
         self._digests: dict[str, str] = {}
         self._assembled: dict[str, Format | None] = dict.fromkeys(self._layers)
@@ -112,12 +112,3 @@ class LayerBank:
 def _bytes_of(layer: CompressedLayer) -> int:
     parts = (layer.codes, layer.scales, layer.zero_points)
     return sum(part.nbytes for part in parts if part is not None)
-
-
-def _weight_of(module: torch.nn.Module, layer: str) -> torch.Tensor:
-    """A layer's weights as outputs x inputs: a view, so that writing to it writes to the model."""
-    owner = module.get_submodule(layer)
-    weight = owner.weight
-    assert isinstance(weight, torch.Tensor)  # noqa: S101  (narrows the type: every layer has a matrix)
-    # GPT-2's Conv1D multiplies from the other side and keeps inputs x outputs.
-    return weight.data.T if isinstance(owner, Conv1D) else weight.data

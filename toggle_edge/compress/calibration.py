@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from toggle_edge.errors import ConfigError
+from toggle_edge.model.layer_inputs import watching
 from toggle_edge.model.load import LanguageModel
 
 GRAM_BYTES = 2**30
@@ -49,12 +48,10 @@ class Calibration:
         self._model = model
         self._sequences = tuple(tuple(int(token) for token in sequence) for sequence in sequences)
         self._gram_bytes = gram_bytes
+        self._layers = {layer.name: layer for layer in model.layers}
         self._columns = {layer.name: layer.columns for layer in model.layers}
-        self._modules = {
-            name: module for name in self._columns if (module := _multiplying_module(model, name)) is not None
-        }
         self._looked_up = {
-            name for name in self._modules if isinstance(model.module.get_submodule(name), torch.nn.Embedding)
+            layer.name for layer in model.layers if layer.role == "embedding" and layer.multiplied
         }
         self._device = next(model.module.parameters()).device
         self._squares: dict[str, InputStatistics] = {}
@@ -111,29 +108,29 @@ class Calibration:
         return taken
 
     def _measured_squares(self) -> tuple[dict[str, InputStatistics], dict[str, str]]:
-        sums = {
-            name: torch.zeros(self._columns[name], dtype=torch.float64, device=self._device)
-            for name in self._modules
-        }
-        tokens = dict.fromkeys(self._modules, 0)
-        seen: list[tuple[str, Any]] = []
+        sums: dict[str, torch.Tensor] = {}
+        tokens: dict[str, int] = {}
+        seen: list[tuple[str, torch.Tensor]] = []
 
         def note(name: str, inputs: torch.Tensor) -> None:
             flat = inputs.reshape(-1, inputs.shape[-1])
-            sums[name] += flat.double().square().sum(dim=0)
-            tokens[name] += len(flat)
+            own = flat.double().square().sum(dim=0)
+            sums[name] = sums[name] + own if name in sums else own
+            tokens[name] = tokens.get(name, 0) + len(flat)
 
-        self._forward(self._modules, note)
-        self._forward(self._modules, lambda name, inputs: seen.append((name, inputs)), first_only=True)
+        self._forward(self._layers, note)
+        self._forward(self._layers, lambda name, inputs: seen.append((name, inputs)), first_only=True)
         sources: dict[str, str] = {}
         for name, inputs in seen:
             # q, k and v read one tensor, so one Gram matrix serves them all.
-            same = (other for other, tensor in seen if tensor is inputs and other in self._modules)
+            same = (other for other, tensor in seen if tensor is inputs)
             sources.setdefault(name, next(same))
-        for name in self._looked_up:
-            sums[name] += sums[name].mean()
-        found = {
-            name: InputStatistics(count, sums[name] / count) for name, count in tokens.items() if count > 0
+        for name in self._looked_up & sums.keys():
+            sums[name] = sums[name] + sums[name].mean()
+        found = {  # in the model's order, by which Gram matrices are taken together
+            name: InputStatistics(tokens[name], sums[name] / tokens[name])
+            for name in self._layers
+            if name in tokens
         }
         return found, {name: sources.get(name, name) for name in found}
 
@@ -146,32 +143,15 @@ class Calibration:
             flat = inputs.reshape(-1, inputs.shape[-1]).float()
             grams[name].addmm_(flat.T, flat)
 
-        self._forward({name: self._modules[name] for name in names}, add)
+        self._forward(names, add)
         return grams
 
     def _forward(
-        self,
-        modules: dict[str, Any],
-        see: Callable[[str, torch.Tensor], None],
-        *,
-        first_only: bool = False,
+        self, names: Iterable[str], see: Callable[[str, torch.Tensor], None], *, first_only: bool = False
     ) -> None:
-        """Run the model over the sequences and show each module's inputs."""
-        with ExitStack() as stack, torch.inference_mode():
-            for name, module in modules.items():
-                hook = module.register_forward_pre_hook(
-                    lambda _module, inputs, name=name: see(name, inputs[0])
-                )
-                stack.callback(hook.remove)
+        """Run the model over the sequences and show each layer's inputs."""
+        watched = [self._layers[name] for name in names]
+        with watching(self._model.module, watched, see), torch.inference_mode():
             for sequence in self._sequences[:1] if first_only else self._sequences:
                 tokens = torch.tensor([sequence[:8] if first_only else sequence], device=self._device)
                 self._model.module(input_ids=tokens, use_cache=False)
-
-
-def _multiplying_module(model: LanguageModel, name: str) -> Any:
-    """The module in which the layer's weights multiply: for a tied embedding the head, for one only looked up None."""
-    module = model.module.get_submodule(name)
-    if not isinstance(module, torch.nn.Embedding):
-        return module
-    head = model.module.get_output_embeddings()  # type: ignore[operator]
-    return head if head is not None and head.weight is module.weight else None

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from toggle_edge.errors import ModelError
-from toggle_edge.model.layers import Layer, layers_of
+from toggle_edge.model.discovery import layers_of
+from toggle_edge.model.layers import Layer
 
 _NEEDED = ("config.json", "tokenizer.json")
 
@@ -35,7 +36,7 @@ class LanguageModel:
 
     @property
     def kept_parameters(self) -> int:
-        """Parameters that no layer covers (norms): they stay in float32."""
+        """Parameters that no layer covers (norms, biases, routers, positions): they stay in float32."""
         total = sum(parameter.numel() for parameter in self.module.parameters())
         return total - sum(layer.weights for layer in self.layers)
 
@@ -68,20 +69,49 @@ def load_model(folder: Path) -> LanguageModel:
             f"model folder {folder}: cannot be loaded: {type(exc).__name__}: {_first_line(exc)}; is it complete, "
             "and saved by transformers?"
         ) from exc
-    module: torch.nn.Module = loaded[0]
-    config: Any = module.config
-    layers = layers_of(config)
-    _require_all(folder, loaded[1])
-    module.requires_grad_(False).eval()
-    shape = ModelShape(
-        layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        context_tokens=config.max_position_embeddings,
-        end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
-    )
-    return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers, shape)
+    module, loading = loaded
+    # First what the model is: an architecture of another kind names its weights otherwise too.
+    layers = layers_of(module.requires_grad_(False).eval())
+    _require_all(folder, loading)
+    return LanguageModel(folder, _folder_digest(folder), module, tokenizer, layers, _shape_of(module))
+
+
+def _require_all(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Raises ModelError when a weight is not in the files: transformers only warns, and draws it at random."""
+    absent = sorted(loading["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"model folder {folder}: expected every weight of the architecture in config.json, missing "
+            f"{', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; "
+            "config.json and *.safetensors are not of one model, save it anew"
+        )
+
+
+def _shape_of(module: Any) -> ModelShape:
+    """What exporters tell a backend. `head_size` is that of queries and keys; a latent attention's values differ.
+
+    Raises ModelError when the model's config does not say.
+    """
+    config = module.config.get_text_config()
+    try:
+        heads = config.num_attention_heads
+        if getattr(config, "qk_nope_head_dim", None) is not None:
+            # DeepSeek's config calls the rotated part alone `head_dim`.
+            head_size = config.qk_nope_head_dim + config.qk_rope_head_dim
+        else:
+            head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelShape(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=head_size,
+            vocabulary=config.vocab_size,
+            context_tokens=config.max_position_embeddings,
+            end_token=config.eos_token_id if isinstance(config.eos_token_id, int) else None,
+        )
+    except AttributeError as exc:
+        raise ModelError(
+            f"model architecture {config.model_type}: expected heads, sizes and context in config.json, {exc}"
+        ) from exc
 
 
 def damaged_weights(model: LanguageModel) -> tuple[str, ...]:
@@ -99,17 +129,6 @@ def require_whole(model: LanguageModel) -> None:
             f"model folder {model.folder}: expected finite weights, got a NaN or an infinity in "
             f"{', '.join(damaged[:3])}{f' and {len(damaged) - 3} more' if len(damaged) > 3 else ''}; "
             "the file is damaged, save it anew"
-        )
-
-
-def _require_all(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Raises ModelError when a weight is not in the files: transformers only warns, and draws it at random."""
-    absent = sorted(loading["missing_keys"])
-    if absent:
-        raise ModelError(
-            f"model folder {folder}: expected every weight of the architecture in config.json, missing "
-            f"{', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; "
-            "config.json and *.safetensors are not of one model, save it anew"
         )
 
 

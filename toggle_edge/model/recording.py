@@ -21,7 +21,7 @@ OnLayer = Callable[[int, torch.Tensor], None]
 def recording(module: torch.nn.Module, on_attention: OnLayer, on_hidden: OnLayer) -> Iterator[None]:
     """Within it, each forward pass calls `on_attention(layer, weights)` with batch x heads x tokens x tokens, and
     `on_hidden(layer, states)` with batch x tokens x width: the output of each block, for the last one that of the
-    final norm.
+    final norm, or its own where what follows changes the width (a projection to narrower embeddings).
 
     Raises ModelError for a model that does not say where it computes them, or attention that is not eager.
     """
@@ -49,20 +49,32 @@ def recording(module: torch.nn.Module, on_attention: OnLayer, on_hidden: OnLayer
 
         return see
 
+    ends: list[torch.Tensor] = []
+
+    def last_block_hook(_: torch.nn.Module, __: object, output: Any) -> None:
+        ends[:] = [output[0] if isinstance(output, tuple) else output]
+
     def end_hook(_: torch.nn.Module, __: object, output: Any) -> None:
-        on_hidden(len(blocks) - 1, output[0])
+        own = ends.pop()
+        on_hidden(len(blocks) - 1, output[0] if output[0].shape == own.shape else own)
 
     hooks = [
         each.register_forward_hook(attention_hook(i, index)) for i, (each, index) in enumerate(attentions)
     ]
     hooks += [each.register_forward_hook(block_hook(i)) for i, (each, _) in enumerate(blocks[:-1])]
-    base: Any = module
-    hooks.append(base.base_model.register_forward_hook(end_hook))
+    hooks.append(blocks[-1][0].register_forward_hook(last_block_hook))
+    hooks.append(_holder(module, blocks[-1][0]).register_forward_hook(end_hook))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _holder(module: torch.nn.Module, block: torch.nn.Module) -> torch.nn.Module:
+    """The module that runs the list of blocks. Not every model's head calls `base_model`: OPT's goes past it."""
+    name = next(name for name, each in module.named_modules() if each is block)
+    return module.get_submodule(".".join(name.split(".")[:-2]))
 
 
 def _modules(module: Any, kind: str) -> list[tuple[torch.nn.Module, int]]:
