@@ -19,15 +19,21 @@ class Observation:
     - `avgpp`: average preservation in percent, maximised; None when a signal it needs is missing.
     - `robustness`: by mode, the joint robustness at that mode's coverage; `>= 0` is satisfied, None is UNSET.
     - `feasible`: by mode, whether robustness, coverage and the AvgPP target all hold.
+    - `properties`: by mode and property, the robustness of that property alone; empty where it was not noted.
+    - `refuted`: the evaluation stopped before its last probe, when no mode could be satisfied any more. Then every
+      robustness is an upper bound of what all probes would give, none is feasible, and `avgpp` is of the probes read.
 
     Raises SearchError on a number that is not finite, on modes that differ between the two mappings, and on a
-    mode called feasible although its robustness is UNSET or negative: nothing unknown may pass.
+    mode called feasible although its robustness is UNSET or negative, or the trial was refuted: nothing unknown may
+    pass.
     """
 
     proxy_flops: float
     avgpp: float | None
     robustness: Mapping[str, float | None]
     feasible: Mapping[str, bool]
+    properties: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    refuted: bool = False
 
     def __post_init__(self) -> None:
         for name, value in {"proxy_flops": self.proxy_flops, "avgpp": self.avgpp, **self.robustness}.items():
@@ -38,6 +44,8 @@ class Observation:
                 f"observation: robustness has the modes {sorted(self.robustness)}, "
                 f"feasible has {sorted(self.feasible)}; expected the same"
             )
+        if self.refuted and any(self.feasible.values()):
+            raise SearchError("observation: a refuted trial is called feasible")
         for mode, feasible in self.feasible.items():
             robustness = self.robustness[mode]
             if feasible and (robustness is None or robustness < 0 or self.avgpp is None):
