@@ -93,7 +93,7 @@ def build_bundle(
         manifest = Manifest(
             version=MANIFEST_VERSION,
             target=artifact.target,
-            config=config.to_json(),
+            config={layer: str(fmt) for layer, fmt in config},
             model=shape,
             specification=dict(specification),
             default_mode=default_mode,

@@ -1,7 +1,8 @@
 """Format and Config: how each layer's weights are stored. Pure data, no torch.
 
 A `Format` parses from and prints as text: `fp16`, `int4-g32`, `int8-axis`, `int2-g64-asym`. A `Config` gives every
-layer of a model its format; its digest names it everywhere (store, bundle, report).
+layer of a model its format and its sparsity and says what structure is removed; its digest names it everywhere (store,
+bundle, report).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from toggle_edge.errors import ConfigError
+from toggle_edge.structure import WHOLE, Structure
 
 SCALE_BITS = 32
 """Each group's scale is stored as float32, as MatMulNBits reads it beside float32 activations."""
@@ -99,13 +101,41 @@ FP32 = Format(32)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A format for every layer, in the model's order."""
+    """A format for every layer that is kept, in the model's order; sparsities above 0; what structure is removed.
+
+    A layer's sparsity is the share of its weights that are zero. Layers of removed blocks have no format.
+    Raises ConfigError on a sparsity outside 0 to 1 (exclusive), or of a layer without a format.
+    """
 
     formats: tuple[tuple[str, Format], ...]
+    sparsities: tuple[tuple[str, float], ...] = ()
+    structure: Structure = WHOLE
+
+    def __post_init__(self) -> None:
+        names = self.layers if self.sparsities else ()
+        for layer, sparsity in self.sparsities:
+            if not 0.0 < sparsity < 1.0:
+                raise ConfigError(
+                    f"config: layer {layer!r}: expected a sparsity of at least 0 and below 1, got {sparsity!r}"
+                )
+            if layer not in names:
+                raise ConfigError(f"config: layer {layer!r} has a sparsity and no format")
 
     @classmethod
-    def of(cls, formats: Mapping[str, Format]) -> Config:
-        return cls(tuple(formats.items()))
+    def of(
+        cls,
+        formats: Mapping[str, Format],
+        sparsities: Mapping[str, float] | None = None,
+        structure: Structure = WHOLE,
+    ) -> Config:
+        """From mappings; sparsities of 0 may be given. Raises as the class does."""
+        given = sparsities or {}
+        order = {layer: index for index, layer in enumerate(formats)}
+        zeros = sorted(
+            ((layer, float(share)) for layer, share in given.items() if share != 0.0),
+            key=lambda pair: order.get(pair[0], -1),
+        )
+        return cls(tuple(formats.items()), tuple(zeros), structure)
 
     @classmethod
     def uniform(cls, layers: Iterator[str] | tuple[str, ...], fmt: Format) -> Config:
@@ -113,24 +143,42 @@ class Config:
 
     @classmethod
     def from_json(cls, data: object) -> Config:
-        """Read `{layer: format text}`. Raises ConfigError with the layer that does not parse."""
+        """Read `{layer: format text}`, or `{"formats": {layer: text}, "sparsities": {layer: share}, "structure": {…}}`.
+
+        Raises ConfigError with the layer that does not parse.
+        """
         if not isinstance(data, dict) or not data:
             raise ConfigError(f"config: expected an object of layer -> format, got {str(data)[:60]!r}")
-        formats = {}
-        for layer, text in data.items():
-            if not isinstance(text, str):
-                raise ConfigError(f"config: layer {layer!r}: expected a format's text, got {text!r}")
-            try:
-                formats[str(layer)] = Format.parse(text)
-            except ConfigError as exc:
-                raise ConfigError(f"config: layer {layer!r}: {exc}") from exc
-        return cls.of(formats)
+        if not isinstance(data.get("formats"), dict):
+            return cls.of(_formats(data))
+        if odd := sorted(set(data) - {"formats", "sparsities", "structure"}):
+            raise ConfigError(f"config: expected formats, sparsities and structure, got {odd[0]!r}")
+        sparsities = data.get("sparsities", {})
+        if not isinstance(sparsities, dict):
+            raise ConfigError(f"config: sparsities: expected {{layer: share}}, got {str(sparsities)[:60]!r}")
+        for layer, share in sparsities.items():
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise ConfigError(f"config: layer {layer!r}: expected a sparsity as a number, got {share!r}")
+        return cls.of(_formats(data["formats"]), sparsities, Structure.from_json(data.get("structure", {})))
 
-    def to_json(self) -> dict[str, str]:
-        return {layer: str(fmt) for layer, fmt in self.formats}
+    def to_json(self) -> dict[str, object]:
+        """`{layer: format text}` where that says it all, so that plain configs read as they always did."""
+        formats: dict[str, object] = {layer: str(fmt) for layer, fmt in self.formats}
+        if not self.sparsities and not self.structure:
+            return formats
+        found: dict[str, object] = {"formats": formats}
+        if self.sparsities:
+            found["sparsities"] = dict(self.sparsities)
+        if self.structure:
+            found["structure"] = self.structure.to_json()
+        return found
 
     def __getitem__(self, layer: str) -> Format:
         return dict(self.formats)[layer]
+
+    def sparsity(self, layer: str) -> float:
+        """The share of the layer's weights that are zero."""
+        return dict(self.sparsities).get(layer, 0.0)
 
     def __iter__(self) -> Iterator[tuple[str, Format]]:
         return iter(self.formats)
@@ -149,10 +197,26 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def summary(self) -> str:
-        """Formats by number of layers, most first: `int4-g32 ×30, int8-g64 ×7`."""
+        """Formats by number of layers, most first, zeros, structure: `int4-g32 ×30, int8-g64 ×7; 2 layers sparse`."""
         counts: dict[Format, int] = {}
         for _, fmt in self.formats:
             counts[fmt] = counts.get(fmt, 0) + 1
-        return ", ".join(
+        text = ", ".join(
             f"{fmt} ×{n}" for fmt, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         )
+        if self.sparsities:
+            plural = "s" if len(self.sparsities) > 1 else ""
+            text += f"; {len(self.sparsities)} layer{plural} sparse"
+        return f"{text}; {self.structure.summary()}" if self.structure else text
+
+
+def _formats(data: Mapping[object, object]) -> dict[str, Format]:
+    formats = {}
+    for layer, text in data.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"config: layer {layer!r}: expected a format's text, got {text!r}")
+        try:
+            formats[str(layer)] = Format.parse(text)
+        except ConfigError as exc:
+            raise ConfigError(f"config: layer {layer!r}: {exc}") from exc
+    return formats
