@@ -306,7 +306,8 @@ def write_version_1(url: str) -> None:
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     connection.executescript(VERSION_1)
     row = trial_row(trial(0))
-    row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()}
+    later = ("properties", "refuted")
+    row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items() if k not in later}
     columns = ", ".join(f'"{name}"' for name in ("study", *row))
     digest = digest_of(to_json(manifest()))
     with connection:

@@ -13,7 +13,7 @@ from toggle_runtime.formula import with_predicates
 from toggle_runtime.records import ModeSpecification
 from toggle_runtime.signals import Trace
 from toggle_runtime.stl import Formula, Predicate, parse
-from toggle_runtime.verdicts import per_probe_robustness
+from toggle_runtime.verdicts import per_probe_robustness, required_probes
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -45,7 +45,7 @@ def tightened(
     joint = np.min(np.stack(list(rows.values())), axis=0)
     if not len(joint) or not np.isfinite(joint).all():
         raise ValueError("a probe could not be judged, so no threshold can be read off")
-    required = max(1, math.ceil(specification.coverage * len(joint) - 1e-9))
+    required = required_probes(specification.coverage, len(joint))
     counted = np.argsort(-joint, kind="stable")[:required]
     return {
         name: _tightened(text, float(rows[name][counted].min()), relax)

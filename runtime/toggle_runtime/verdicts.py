@@ -29,7 +29,15 @@ from toggle_runtime.records import (
 from toggle_runtime.signals import FAR, LAYER_SIGNALS, Trace
 from toggle_runtime.stl import UnsetError, parse, robustness, robustness_bounds, signals_of
 
-__all__ = ["avgpp", "judge", "noise_floor", "per_probe_bounds", "per_probe_robustness", "signals_read"]
+__all__ = [
+    "avgpp",
+    "judge",
+    "noise_floor",
+    "per_probe_bounds",
+    "per_probe_robustness",
+    "required_probes",
+    "signals_read",
+]
 
 _MISSING = {
     "factual": "signal 'factual' has no answer step",
@@ -108,6 +116,12 @@ def _preserved(name: str, trace: Trace) -> Optional[NDArray[np.float64]]:
     if name == "factual":
         return np.minimum(1.0, lower[trace.answer])
     return lower / steps if name == "departure" else lower
+
+
+def required_probes(coverage: float, probes: int) -> int:
+    """How many of `probes` must satisfy a mode of this coverage: never fewer than 1."""
+    # 0.55 * 100 is a hair above 55 in binary; it must not ask for 56.
+    return max(1, math.ceil(coverage * probes - 1e-9))
 
 
 def per_probe_robustness(formula: str, traces: Sequence[Trace]) -> NDArray[np.float64]:
@@ -192,8 +206,7 @@ def _judge_mode(
     if not 0 < mode.coverage <= 1:
         raise ValueError(f"mode {name!r}: expected a coverage in (0, 1], got {mode.coverage!r}")
     probes = len(traces)
-    # 0.55 * 100 is a hair above 55 in binary; it must not ask for 56.
-    required = max(1, math.ceil(mode.coverage * probes - 1e-9))
+    required = required_probes(mode.coverage, probes)
     verdicts = [
         _judge_property(key, text, evaluations[text], required, traces, floors.get(key, math.inf))
         for key, text in mode.properties.items()

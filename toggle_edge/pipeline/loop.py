@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.export import Skeleton, exporter_for
 from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
+from toggle_edge.falsification import reading_order
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
@@ -46,6 +48,9 @@ from toggle_edge.specification import specification_of
 from toggle_edge.store import Store, StoredStudy, StudyIdentity
 
 TARGET = "onnx-cpu"
+VIOLATED_PROBES = "violated_probes"
+"""The key of a trial's payload with the search probes, by number, that violate each mode."""
+
 SENSITIVITY_PROBES = 16
 """Probes for the one-layer-at-a-time losses: enough to order the layers, a quarter of the cost of all."""
 
@@ -193,16 +198,20 @@ def search(
     design = initial_design(space, seed=seed, sensitivity=sensitivity)
     targets = {name: mode.avgpp for name, mode in prepared.specification.items()}
     study = Study(space, ledger, seed=seed, max_trials=max_trials, modes=targets, initial=design)
-    feasible = sum(any(trial.observation.feasible.values()) for trial in ledger.trials())
-    report("search", done, max_trials, f"{feasible} feasible")
+    counts = Counter(_kind(trial) for trial in ledger.trials())
+    report("search", done, max_trials, _counted(counts))
+
+    violations = [0] * len(prepared.probes.search)
+    for trial in ledger.trials():
+        _count(trial, violations)
 
     def evaluate(config: Config) -> tuple[Observation, Mapping[str, object]]:
-        return _observed(prepared, prepared.evaluator.evaluate(config))
+        return _observed(prepared, prepared.evaluator.evaluate(config, reading_order(violations)))
 
     def on_trial(trial: Trial) -> None:
-        nonlocal feasible
-        feasible += any(trial.observation.feasible.values())
-        report("search", trial.index + 1, max_trials, f"{feasible} feasible")
+        _count(trial, violations)
+        counts[_kind(trial)] += 1
+        report("search", trial.index + 1, max_trials, _counted(counts))
 
     return study.run(evaluate, on_trial)
 
@@ -213,9 +222,35 @@ def _observed(prepared: Prepared, evaluation: Evaluation) -> tuple[Observation, 
         avgpp=evaluation.avgpp,
         robustness={name: verdict.robustness for name, verdict in evaluation.modes.items()},
         feasible={name: evaluation.holds(name, prepared.specification) for name in evaluation.modes},
+        properties=evaluation.bounds,
+        refuted=evaluation.refuted,
     )
     verdicts = {name: dataclasses.asdict(verdict) for name, verdict in evaluation.modes.items()}
-    return observation, {"modes": verdicts, "proxy_bytes": evaluation.cost.proxy_bytes}
+    return observation, {
+        "modes": verdicts,
+        "proxy_bytes": evaluation.cost.proxy_bytes,
+        "probes_read": evaluation.read,
+        VIOLATED_PROBES: {name: list(probes) for name, probes in evaluation.violated.items()},
+    }
+
+
+def _kind(trial: Trial) -> str:
+    if any(trial.observation.feasible.values()):
+        return "feasible"
+    return "refuted early" if trial.observation.refuted else "not feasible"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return " · ".join(f"{counts.get(kind, 0)} {kind}" for kind in ("refuted early", "feasible"))
+
+
+def _count(trial: Trial, violations: list[int]) -> None:
+    """Add a trial's violated probes to the counts by which probes are ordered: all that a resumed search knows too."""
+    found = trial.payload.get(VIOLATED_PROBES, {})
+    assert isinstance(found, Mapping)  # noqa: S101  (narrows the type; we wrote it)
+    for probes in found.values():
+        for probe in probes:
+            violations[probe] += 1
 
 
 @dataclass(frozen=True)

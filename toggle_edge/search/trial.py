@@ -36,7 +36,10 @@ class Observation:
     refuted: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in {"proxy_flops": self.proxy_flops, "avgpp": self.avgpp, **self.robustness}.items():
+        numbers = {"proxy_flops": self.proxy_flops, "avgpp": self.avgpp, **self.robustness}
+        for mode, properties in self.properties.items():
+            numbers |= {f"{mode}: {name}": value for name, value in properties.items()}
+        for name, value in numbers.items():
             if value is not None and not math.isfinite(value):
                 raise SearchError(f"observation: {name}: expected a finite number or None, got {value!r}")
         if set(self.robustness) != set(self.feasible):

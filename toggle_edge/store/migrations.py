@@ -26,9 +26,15 @@ def _to_3(connection: sa.Connection) -> None:
     _add(connection, "studies", "quantiser", "TEXT DEFAULT 'rtn' NOT NULL")
 
 
+def _to_4(connection: sa.Connection) -> None:
+    """Trials say what each property's robustness is, and whether they were refuted before their last probe."""
+    _add(connection, "trials", "properties", "JSON")
+    _add(connection, "trials", "refuted", "BOOLEAN")
+
+
 def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:
     connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} {kind}"))
 
 
-MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3}
+MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3, 4: _to_4}
 """By the version that each leads to, from the version before."""

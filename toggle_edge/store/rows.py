@@ -96,7 +96,14 @@ def trial_of(row: sa.RowMapping) -> Trial:
         raise StoreError(
             f"store: trial {row['index']}: the config does not match its digest; restore a backup"
         )
-    observation = Observation(row["proxy_flops"], row["avgpp"], row["robustness"], row["feasible"])
+    observation = Observation(
+        row["proxy_flops"],
+        row["avgpp"],
+        row["robustness"],
+        row["feasible"],
+        row["properties"] or {},
+        bool(row["refuted"]),
+    )
     return Trial(row["index"], config, row["origin"], observation, row["payload"])
 
 
@@ -113,6 +120,8 @@ def trial_row(trial: Trial) -> dict[str, object]:
         "robustness": dict(observation.robustness),
         "feasible": dict(observation.feasible),
         "payload": dict(trial.payload),
+        "properties": {mode: dict(found) for mode, found in observation.properties.items()},
+        "refuted": observation.refuted,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -45,6 +45,9 @@ trials = sa.Table(
     sa.Column("feasible", _Json, nullable=False),
     sa.Column("payload", _Json, nullable=False),
     sa.Column("created", sa.Text),  # since version 2
+    # Since version 4; NULL in trials that are older, none of which stopped early.
+    sa.Column("properties", _Json),
+    sa.Column("refuted", sa.Boolean),
 )
 bundles = sa.Table(
     "bundles",
