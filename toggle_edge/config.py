@@ -28,6 +28,9 @@ KERNEL_BITS = (2, 4, 8)
 QUANTISERS = ("rtn", "lsq", "seq", "hqq", "importance", "gptq")
 """How codes and scales may be chosen; `compress.quantise` has what is behind the names."""
 
+PRUNERS = ("magnitude", "wanda")
+"""How weights that become zero may be chosen; `compress.prune` has what is behind the names."""
+
 _TEXT = re.compile(r"int([2-9]|1[0-6])-(?:axis|g(16|32|64|128|256))(-asym)?")
 _FLOATS = {"fp16": 16, "fp32": 32}
 

@@ -3,6 +3,9 @@
 `proxy_flops` is TOGGLE's cost (arXiv 2512.16855): two operations per weight and token, weighted by
 bits / 16. An expert's weights count for the share of tokens that are routed to it. It is a proxy for time and
 energy, not a count of what a kernel executes.
+
+Zeros save nothing here: no kernel of ours skips them, and files keep their places. `paper_cost` is TOGGLE's own
+arithmetic, which credits them in full, for comparison with published figures.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from toggle_edge.config import FP16, Config
 from toggle_edge.model.layers import Layer
 
 REFERENCE_BITS = 16
+PAPER_TOKENS = 512
+"""Tokens of the text that the paper counts FLOPs for."""
+
 KEPT_BYTES = 4
 """Bytes of each parameter that no layer covers (norms): they stay in float32."""
 
@@ -40,5 +46,54 @@ def predicted_cost(layers: Sequence[Layer], config: Config, kept_parameters: int
 
 def proxy_flops_ratio(layers: Sequence[Layer], config: Config) -> float:
     """Baseline over candidate: 3.3 means 3.3 times fewer."""
-    baseline = Config.uniform(tuple(layer.name for layer in layers), FP16)
+    baseline = _untouched(layers)
     return predicted_cost(layers, baseline, 0).proxy_flops / predicted_cost(layers, config, 0).proxy_flops
+
+
+@dataclass(frozen=True, slots=True)
+class PaperCost:
+    """TOGGLE's figures for a config: `flops` for a text of `PAPER_TOKENS` tokens, `bytes` of the whole model, and what
+    they come to beside 16 bits without zeros: FLOPs baseline over candidate, and the share of the size that is saved.
+    `bits` and `sparsity` are means over layers, each layer counting once, as the paper prints them."""
+
+    flops: float
+    bytes: float
+    flops_ratio: float
+    size_reduction: float
+    bits: float
+    sparsity: float
+
+
+def paper_cost(layers: Sequence[Layer], config: Config, kept_parameters: int) -> PaperCost:
+    """Cost by the formulas of TOGGLE's published code (arXiv 2512.16855).
+
+    FLOPs are 2 * 512 * sum over multiplied layers of (1 - sparsity) * weights * bits / 16, embeddings and attention
+    scores left out; the size is the sum of (1 - sparsity) * weights * bits / 8, and 2 bytes for what is no layer.
+    Scales, zero-points and where the zeros are cost nothing in it, so no file is that small.
+    """
+    found, whole = _paper_sums(layers, config), _paper_sums(layers, _untouched(layers))
+    kept = kept_parameters * REFERENCE_BITS / 8
+    count = max(len(config), 1)
+    return PaperCost(
+        flops=found[0],
+        bytes=found[1] + kept,
+        flops_ratio=whole[0] / found[0],
+        size_reduction=1 - (found[1] + kept) / (whole[1] + kept),
+        bits=sum(fmt.bits for _, fmt in config) / count,
+        sparsity=sum(share for _, share in config.sparsities) / count,
+    )
+
+
+def _paper_sums(layers: Sequence[Layer], config: Config) -> tuple[float, float]:
+    formats, sparsities = dict(config.formats), dict(config.sparsities)
+    flops, size = 0.0, 0.0
+    for layer in layers:
+        weighted = (1 - sparsities.get(layer.name, 0.0)) * layer.weights * formats[layer.name].bits
+        size += weighted / 8
+        if layer.multiplied:
+            flops += 2.0 * PAPER_TOKENS * layer.activity * weighted / REFERENCE_BITS
+    return flops, size
+
+
+def _untouched(layers: Sequence[Layer]) -> Config:
+    return Config.uniform(tuple(layer.name for layer in layers), FP16)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toggle_edge.config import QUANTISERS, Format, nearest_with_kernel
+from toggle_edge.config import PRUNERS, QUANTISERS, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ProbeError, ProfileError
 from toggle_edge.sources import ProbeSource
 
@@ -73,7 +73,8 @@ class Profile:
     `path` is the file that it was read from. `properties` maps each property to its formula's text with the
     threshold filled in, before any mode relaxes it. `formats` is the menu the search draws from, as texts.
     `budget` maps some of `BUDGET_KEYS` to upper limits; an absent one is unlimited. `trials` is how many configs a
-    search evaluates when the command does not say, `quantiser` how codes and scales are chosen.
+    search evaluates when the command does not say, `quantiser` how codes and scales are chosen, `pruner` which weights
+    become zero where a config asks for that.
     """
 
     name: str
@@ -86,18 +87,19 @@ class Profile:
     budget: Mapping[str, float]
     trials: int = DEFAULT_TRIALS
     quantiser: str = QUANTISERS[0]
+    pruner: str = PRUNERS[0]
 
     @property
     def digest(self) -> str:
         """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out.
 
-        Without `trials`: a study that goes on for longer is the same study. And without `quantiser`, which studies
-        remember by name.
+        Without `trials`: a study that goes on for longer is the same study. And without `quantiser` and `pruner`, which
+        studies remember by name.
         """
         content = {
             key: value
             for key, value in dataclasses.asdict(self).items()
-            if key not in ("name", "path", "trials", "quantiser")
+            if key not in ("name", "path", "trials", "quantiser", "pruner")
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -151,7 +153,7 @@ def _profile(table: _Table) -> Profile:
     modes = table.table("modes")
     modes.only(MODES)
     search = table.table("search")
-    search.only(("formats", "quantiser", "trials"))
+    search.only(("formats", "pruner", "quantiser", "trials"))
     probes = table.table("probes")
     probes.only([field.name for field in dataclasses.fields(ProbeCounts)])
     budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
@@ -170,7 +172,8 @@ def _profile(table: _Table) -> Profile:
         modes={name: _mode(modes.table(name)) for name in MODES},
         default_mode=default_mode,
         formats=_formats(search),
-        quantiser=_quantiser(search),
+        quantiser=_choice(search, "quantiser", QUANTISERS),
+        pruner=_choice(search, "pruner", PRUNERS),
         probes=_probe_counts(probes),
         budget={key: budget.number(key, 0.0, math.inf) for key in budget.data},
         trials=search.count("trials") if "trials" in search.data else DEFAULT_TRIALS,
@@ -243,12 +246,11 @@ def _mode(table: _Table) -> Mode:
     return mode
 
 
-def _quantiser(table: _Table) -> str:
-    name = table.text("quantiser") if "quantiser" in table.data else QUANTISERS[0]
-    if name not in QUANTISERS:
-        raise table.error(
-            "quantiser", f"expected {_one_of(QUANTISERS)}, got {name!r}{nearest(name, QUANTISERS)}"
-        )
+def _choice(table: _Table, key: str, known: tuple[str, ...]) -> str:
+    """One of `known`, the first where the key is absent."""
+    name = table.text(key) if key in table.data else known[0]
+    if name not in known:
+        raise table.error(key, f"expected {_one_of(known)}, got {name!r}{nearest(name, known)}")
     return name
 
 

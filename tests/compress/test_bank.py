@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from toggle_edge.compress import prune
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.compress.quantise import QUANTISERS as REGISTRY
 from toggle_edge.compress.quantise import dequantise, quantise
-from toggle_edge.config import AXIS, FP16, QUANTISERS, Config, Format
+from toggle_edge.config import AXIS, FP16, PRUNERS, QUANTISERS, Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel, load_model
+from toggle_edge.model.weights import weight_of
 from toggle_edge.probes import load_probes
 from toggle_edge.reading import perplexity
 
@@ -109,6 +111,55 @@ def test_memory_is_bounded_and_what_was_dropped_comes_back(tiny: LanguageModel, 
 
 def test_the_names_of_quantisers_are_those_that_there_are() -> None:
     assert tuple(REGISTRY) == QUANTISERS
+    assert tuple(prune.PRUNERS) == PRUNERS
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_a_config_with_zeros_has_them_in_exactly_those_layers(
+    pruner: str, tiny: LanguageModel, tmp_path: Path
+) -> None:
+    calibration = Calibration(tiny, [list(range(3, 60))])
+    bank = LayerBank(tiny, quantiser="rtn", pruner=pruner, calibration=calibration, folder=tmp_path)
+    sparse = {"model.layers.0.mlp.down_proj": 0.5, "model.layers.1.self_attn.q_proj": 0.1}
+    config = Config.of(dict.fromkeys(names(tiny), Format(8, 64)), sparse)
+    candidate = bank.assemble(config)
+    for layer in tiny.layers:
+        weight = weight_of(candidate, layer)
+        zeros = (weight == 0).sum(dim=-1)
+        least = prune.zeros_per_row(layer.columns, sparse.get(layer.name, 0.0))
+        # Rounding may make a few more.
+        assert least <= int(zeros.min()) <= int(zeros.max()) < least + layer.columns // 6, layer.name
+    dense = bank.assemble(Config.of(dict(config)))
+    assert torch.equal(
+        dense.get_submodule("model.layers.0.mlp.down_proj").weight,
+        dequantise(bank.layer("model.layers.0.mlp.down_proj", Format(8, 64))),
+    )
+    again = LayerBank(tiny, quantiser="rtn", pruner=pruner, calibration=calibration, folder=tmp_path)
+    for name, share in sparse.items():
+        first, second = (each.layer(name, Format(8, 64), share) for each in (bank, again))
+        assert torch.equal(first.codes, second.codes)
+        statistics = calibration.statistics(name) if pruner == "wanda" else None
+        pruned = prune.PRUNERS[pruner].prune(tiny.module.get_submodule(name).weight.data, share, statistics)
+        assert torch.equal(first.codes, quantise(pruned, Format(8, 64)).codes)
+
+
+def test_pruners_and_sparsities_have_entries_of_their_own(tiny: LanguageModel, tmp_path: Path) -> None:
+    calibration, name = Calibration(tiny, [list(range(3, 60))]), "model.layers.0.mlp.down_proj"
+    for pruner in PRUNERS:
+        bank = LayerBank(tiny, pruner=pruner, calibration=calibration, folder=tmp_path)
+        for sparsity in (0.0, 0.3, 0.5):
+            bank.layer(name, Format(4, 32), sparsity)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 + 2 * 2
+
+
+def test_a_sparsity_that_cannot_be_is_refused_with_its_layer(tiny: LanguageModel) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    with pytest.raises(ConfigError, match=rf"{name}: sparsity: expected 0.0 to 0.5, got 0.6"):
+        LayerBank(tiny).assemble(Config.of(dict.fromkeys(names(tiny), FP16), {name: 0.6}))
+    with pytest.raises(ConfigError, match="pruner: expected one of magnitude, wanda, got 'random'"):
+        LayerBank(tiny, pruner="random")
+    with pytest.raises(ConfigError, match="pruner wanda: needs a calibration"):
+        LayerBank(tiny, pruner="wanda")
 
 
 def test_a_calibrated_entry_belongs_to_its_texts(tiny: LanguageModel, tmp_path: Path) -> None:

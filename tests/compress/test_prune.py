@@ -82,7 +82,7 @@ def test_a_damaged_weight_is_not_mended_by_pruning() -> None:
 @pytest.mark.parametrize("name", sorted(PRUNERS))
 def test_a_share_out_of_range_is_refused(name: str, sparsity: float) -> None:
     with pytest.raises(ConfigError, match=r"expected 0\.0 to 0\.5"):
-        PRUNERS[name](weights(2, 8, 0), sparsity, None)
+        PRUNERS[name].prune(weights(2, 8, 0), sparsity, None)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ QuantiserOption = Annotated[
         help="How codes and scales are chosen: rtn, lsq, seq, hqq, importance or gptq. Default: the profile's.",
     ),
 ]
+PrunerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pruner",
+        help="Which weights become zero in layers with a sparsity: magnitude or wanda. Default: the profile's.",
+    ),
+]
 ModeOption = Annotated[
     str | None, typer.Option("--mode", help="strict, optimal or relaxed. Default: the profile's or bundle's.")
 ]

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from toggle_edge.cli.output import AsJson, ModeOption, Probes, Profile, QuantiserOption, Store, run
+from toggle_edge.cli.output import (
+    AsJson,
+    ModeOption,
+    Probes,
+    Profile,
+    PrunerOption,
+    QuantiserOption,
+    Store,
+    run,
+)
 
 # As the store has it, whose import costs too much for --help.
 DEFAULT_STORE = "sqlite:///toggle-edge.db"
@@ -43,6 +52,7 @@ def search(
         "toggle-edge-studies"
     ),
     quantiser: QuantiserOption = None,
+    pruner: PrunerOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest per-layer formats that keep the contract. The same command again goes on."""
@@ -50,7 +60,18 @@ def search(
     from toggle_edge.report.search import print_search, search_json
 
     options = SearchOptions(
-        model, profile, target, tuple(probes or ()), trials, study, seed, resume, store, output, quantiser
+        model,
+        profile,
+        target,
+        tuple(probes or ()),
+        trials,
+        study,
+        seed,
+        resume,
+        store,
+        output,
+        quantiser,
+        pruner,
     )
     run(
         lambda report: run_search(options, report),
@@ -76,13 +97,14 @@ def check(
         bool, typer.Option("--mine", help="Also print the tightest thresholds that this config satisfies.")
     ] = False,
     quantiser: QuantiserOption = None,
+    pruner: PrunerOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge one config against the contract, on the host."""
     from toggle_edge.pipeline.checking import CheckOptions, run_check
     from toggle_edge.report.check import check_json, print_check
 
-    options = CheckOptions(model, config, profile, mode, tuple(probes or ()), relax, mine, quantiser)
+    options = CheckOptions(model, config, profile, mode, tuple(probes or ()), relax, mine, quantiser, pruner)
     run(
         lambda report: run_check(options, report),
         as_json,
@@ -112,6 +134,7 @@ def export(
         bool, typer.Option("--unsigned", help="Leave the bundle unsigned; devices refuse it by default.")
     ] = False,
     quantiser: QuantiserOption = None,
+    pruner: PrunerOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a signed bundle: the artifact with real low-bit weights, tokenizer, specification, probes."""
@@ -120,6 +143,6 @@ def export(
 
     texts = tuple(probes or ())
     options = ExportOptions(
-        source, output, config, mode, trial, target, profile, texts, store, unsigned, quantiser
+        source, output, config, mode, trial, target, profile, texts, store, unsigned, quantiser, pruner
     )
     run(lambda report: run_export(options, report), as_json, export_json, print_export, lambda result: "PASS")

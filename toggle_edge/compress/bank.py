@@ -1,16 +1,18 @@
-"""The layer bank: every (layer, format) compressed once, candidates assembled by swapping what changed."""
+"""The layer bank: every (layer, format, sparsity) compressed once, candidates assembled by swapping what changed."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.calibration import Calibration, InputStatistics
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
+from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
@@ -21,12 +23,22 @@ MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A layer as a config asks for it."""
+
+    name: str
+    format: Format
+    sparsity: float
+
+
 class LayerBank:
     """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
 
     With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
     In memory at most `memory_bytes` of them are held. The baseline's module is never written to, so a candidate cannot
-    be compared with itself. Raises ConfigError for an unknown quantiser, or a calibrated one without a calibration.
+    be compared with itself. Weights are pruned before they are quantised. Raises ConfigError for an unknown quantiser
+    or pruner, or a calibrated one without a calibration.
     """
 
     def __init__(
@@ -34,62 +46,82 @@ class LayerBank:
         model: LanguageModel,
         *,
         quantiser: str = "rtn",
+        pruner: str = "magnitude",
         calibration: Calibration | None = None,
         folder: Path | None = None,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self._chosen = quantiser_named(quantiser)
-        if self._chosen.calibrated and calibration is None:
-            raise ConfigError(f"quantiser {quantiser}: needs a calibration: texts to run the model on")
-        self._model, self._quantiser, self._calibration = model, quantiser, calibration
+        self._chosen, self._prune = quantiser_named(quantiser), pruner_named(pruner)
+        for kind, name, chosen in (
+            ("quantiser", quantiser, self._chosen.calibrated),
+            ("pruner", pruner, self._prune.calibrated),
+        ):
+            if chosen and calibration is None:
+                raise ConfigError(f"{kind} {name}: needs a calibration: texts to run the model on")
+        self._model, self._quantiser, self._pruner = model, quantiser, pruner
+        self._calibration = calibration
         self._folder, self._memory_bytes = folder, memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
         self._baseline = {layer.name: weight_of(model.module, layer) for layer in model.layers}
         self._candidate = copy.deepcopy(model.module)
         self._weights = {layer.name: weight_of(self._candidate, layer) for layer in model.layers}
-        self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
+        self._held: OrderedDict[_Wanted, CompressedLayer] = OrderedDict()
         self._digests: dict[str, str] = {}
-        self._assembled: dict[str, Format | None] = dict.fromkeys(self._layers)
+        self._assembled: dict[str, _Wanted | None] = dict.fromkeys(self._layers)
 
-    def layer(self, name: str, fmt: Format) -> CompressedLayer:
-        """One layer in one format. Raises ConfigError for an unknown layer."""
+    def layer(self, name: str, fmt: Format, sparsity: float = 0.0) -> CompressedLayer:
+        """One layer in one format and sparsity. Raises ConfigError for an unknown layer, or what it cannot be."""
         if name not in self._baseline:
             raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
-        key = (name, fmt)
-        if key not in self._held:
-            self._held[key] = self._kept(name, fmt)
+        wanted = _Wanted(name, fmt, sparsity)
+        if wanted not in self._held:
+            self._held[wanted] = self._kept(wanted)
             # The one just asked for stays, however large it is.
             while len(self._held) > 1 and sum(map(_bytes_of, self._held.values())) > self._memory_bytes:
                 self._held.popitem(last=False)
-        self._held.move_to_end(key)
-        return self._held[key]
+        self._held.move_to_end(wanted)
+        return self._held[wanted]
 
-    def _kept(self, name: str, fmt: Format) -> CompressedLayer:
+    def _kept(self, wanted: _Wanted) -> CompressedLayer:
         # A format that stores the weights as they are is as quickly made as read.
-        if self._folder is None or fmt.is_float:
-            return self._quantised(name, fmt)
+        if self._folder is None or wanted.format.is_float:
+            return self._compressed(wanted)
+        name, calibration = wanted.name, ""
         if name not in self._digests:
             self._digests[name] = weights_digest(self._baseline[name])
-        calibration = ""
-        if self._chosen.calibrated and self._calibration is not None:
+        pruned = wanted.sparsity > 0
+        if self._calibration is not None and (self._chosen.calibrated or (pruned and self._prune.calibrated)):
             # The inputs of a layer depend on all layers before it.
             calibration = f"{self._model.digest} {self._calibration.digest} {name}"
-        key = EntryKey(self._digests[name], str(fmt), self._quantiser, calibration)
-        return entry(self._folder, key, lambda: self._quantised(name, fmt))
+        key = EntryKey(
+            self._digests[name],
+            str(wanted.format),
+            self._quantiser,
+            calibration,
+            wanted.sparsity,
+            self._pruner if pruned else "",
+        )
+        return entry(self._folder, key, lambda: self._compressed(wanted))
 
-    def _quantised(self, name: str, fmt: Format) -> CompressedLayer:
-        statistics = None
-        if self._chosen.calibrated and self._calibration is not None and not fmt.is_float:
-            statistics = self._calibration.statistics(name, gram=self._chosen.needs_gram)
+    def _compressed(self, wanted: _Wanted) -> CompressedLayer:
+        weight, name = self._baseline[wanted.name], wanted.name
         try:
-            return quantise(self._baseline[name], fmt, statistics, quantiser=self._quantiser)
+            if wanted.sparsity > 0:
+                statistics = self._statistics(name) if self._prune.calibrated else None
+                weight = self._prune.prune(weight, wanted.sparsity, statistics)
+            needed = self._chosen.calibrated and not wanted.format.is_float
+            statistics = self._statistics(name, gram=self._chosen.needs_gram) if needed else None
+            return quantise(weight, wanted.format, statistics, quantiser=self._quantiser)
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
+
+    def _statistics(self, name: str, *, gram: bool = False) -> InputStatistics | None:
+        return None if self._calibration is None else self._calibration.statistics(name, gram=gram)
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
         """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
         self._require_layers(config)
-        return {name: self.layer(name, config[name]) for name in self._layers}
+        return {name: self.layer(name, config[name], config.sparsity(name)) for name in self._layers}
 
     def _require_layers(self, config: Config) -> None:
         if set(config.layers) != set(self._layers):
@@ -101,11 +133,13 @@ class LayerBank:
     def assemble(self, config: Config) -> torch.nn.Module:
         """The model with the config's dequantised weights. Valid until the next call: weights are swapped in place."""
         self._require_layers(config)
+        sparsities = dict(config.sparsities)
         for name, fmt in config:
-            if self._assembled[name] != fmt:
+            wanted = _Wanted(name, fmt, sparsities.get(name, 0.0))
+            if self._assembled[name] != wanted:
                 with torch.no_grad():
-                    self._weights[name].copy_(dequantise(self.layer(name, fmt)))
-                self._assembled[name] = fmt
+                    self._weights[name].copy_(dequantise(self.layer(name, fmt, wanted.sparsity)))
+                self._assembled[name] = wanted
         return self._candidate
 
 

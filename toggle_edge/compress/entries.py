@@ -34,12 +34,15 @@ _TENSORS = tuple(field.name for field in dataclasses.fields(CompressedLayer) if 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
     """All that a compressed layer depends on. `weights` is the SHA-256 of the layer's own weights, so that models which
-    share a layer share its entries; `calibration` is a digest, empty for a quantiser without."""
+    share a layer share its entries; `calibration` is a digest, empty for a quantiser and a pruner without. `pruner` is
+    empty at sparsity 0."""
 
     weights: str
     format: str
     quantiser: str = "rtn"
     calibration: str = ""
+    sparsity: float = 0.0
+    pruner: str = ""
 
     @property
     def text(self) -> str:

@@ -8,6 +8,7 @@ equal scores go in the order of columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +18,13 @@ from toggle_edge.errors import ConfigError
 MOST_SPARSITY = 0.5
 CHUNK_WEIGHTS = 2**22
 
-Pruner = Callable[[torch.Tensor, float, InputStatistics | None], torch.Tensor]
+
+@dataclass(frozen=True)
+class Pruner:
+    """Which weights become zero: of `rows x columns` weights at a sparsity. `calibrated` ones score by the inputs."""
+
+    prune: Callable[[torch.Tensor, float, InputStatistics | None], torch.Tensor]
+    calibrated: bool = False
 
 
 def magnitude(
@@ -38,7 +45,15 @@ def wanda(weight: torch.Tensor, sparsity: float, statistics: InputStatistics | N
     return _pruned(weight, sparsity, None if statistics is None else statistics.mean_square)
 
 
-PRUNERS: Mapping[str, Pruner] = {"magnitude": magnitude, "wanda": wanda}
+PRUNERS: Mapping[str, Pruner] = {"magnitude": Pruner(magnitude), "wanda": Pruner(wanda, calibrated=True)}
+
+
+def pruner_named(name: str) -> Pruner:
+    """Raises ConfigError for an unknown name."""
+    try:
+        return PRUNERS[name]
+    except KeyError:
+        raise ConfigError(f"pruner: expected one of {', '.join(PRUNERS)}, got {name!r}") from None
 
 
 def zeros_per_row(columns: int, sparsity: float) -> int:

@@ -11,7 +11,7 @@ from toggle_runtime.signals import Trace
 from toggle_runtime.stl import Always, Formula, Not, parse, robustness_series
 
 from toggle_edge.certify import coverage_bound
-from toggle_edge.cost import proxy_flops_ratio
+from toggle_edge.cost import paper_cost, proxy_flops_ratio
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
@@ -30,8 +30,8 @@ EXCERPT_TOKENS = 10
 @dataclass(frozen=True)
 class CheckOptions:
     """What `toggle-edge check` may be told. `config` is a file's name or a format; `mode` None is the profile's;
-    `relax` weakens every threshold by that share; `mine` asks for the tightest ones that hold; `quantiser` None is
-    the profile's."""
+    `relax` weakens every threshold by that share; `mine` asks for the tightest ones that hold; `quantiser` and
+    `pruner` None are the profile's."""
 
     model: Path
     config: str
@@ -41,6 +41,7 @@ class CheckOptions:
     relax: float = 0.0
     mine: bool = False
     quantiser: str | None = None
+    pruner: str | None = None
 
 
 def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
@@ -53,6 +54,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         report,
         relax=options.relax,
         quantiser=options.quantiser,
+        pruner=options.pruner,
     )
     mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
     config = config_from(options.config, prepared.layers)
@@ -83,6 +85,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         avgpp_required=required,
         proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
         proxy_bytes=evaluation.cost.proxy_bytes,
+        paper=paper_cost(prepared.model.layers, config, prepared.model.kept_parameters),
         series=_series(prepared, verdict, prepared.specification[mode].properties, traces),
         mine=mine,
     )

@@ -26,7 +26,7 @@ from toggle_edge.workspace import naming_errors
 @dataclass(frozen=True)
 class ExportOptions:
     """What `toggle-edge export` may be told. With `config`, `source` is a model's folder; with `mode` or `trial`
-    it is a study's name, which knows its profile, probes and quantiser. `output` must not exist yet."""
+    it is a study's name, which knows its profile, probes, quantiser and pruner. `output` must not exist yet."""
 
     source: str
     output: Path
@@ -39,6 +39,7 @@ class ExportOptions:
     store: str = DEFAULT_URL
     unsigned: bool = False
     quantiser: str | None = None
+    pruner: str | None = None
 
 
 def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
@@ -55,7 +56,12 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
     if options.config is not None:
         check_config_text(options.config)
         prepared = prepared_for(
-            Path(options.source), options.profile, options.probes, report, quantiser=options.quantiser
+            Path(options.source),
+            options.profile,
+            options.probes,
+            report,
+            quantiser=options.quantiser,
+            pruner=options.pruner,
         )
         return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
     with open_store(options.store) as store:
@@ -76,6 +82,7 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
         study.probes_path.split("\n"),
         report,
         quantiser=study.quantiser,
+        pruner=study.pruner,
     )
     store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
     trials = store.ledger(study.id).trials()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
@@ -57,11 +58,12 @@ def prepared_for(
     *,
     relax: float = 0.0,
     quantiser: str | None = None,
+    pruner: str | None = None,
 ) -> Prepared:
     """Load and check everything that a command on a model needs. Bad input is refused before anything is written.
 
-    `relax` weakens the profile's thresholds by that share of their size, before any mode does; `quantiser` replaces
-    the profile's.
+    `relax` weakens the profile's thresholds by that share of their size, before any mode does; `quantiser` and
+    `pruner` replace the profile's.
     """
     # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
     torch.set_num_threads(1)
@@ -69,6 +71,9 @@ def prepared_for(
     if quantiser is not None:
         quantiser_named(quantiser)
         contract = dataclasses.replace(contract, quantiser=quantiser)
+    if pruner is not None:
+        pruner_named(pruner)
+        contract = dataclasses.replace(contract, pruner=pruner)
     sources, which = sources_for(model, contract, probes)
     try:
         prepared = prepare(model, contract, sources, report)

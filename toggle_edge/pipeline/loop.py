@@ -105,6 +105,7 @@ def prepare(
     bank = LayerBank(
         model,
         quantiser=profile.quantiser,
+        pruner=profile.pruner,
         # Of the search's texts: the certificate's must stay unseen.
         calibration=Calibration(model, [probe.tokens for probe in probes.search]),
         folder=cache_folder() / "layers",
@@ -149,6 +150,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         target=TARGET,
         seed=seed,
         quantiser=prepared.profile.quantiser,
+        pruner=prepared.profile.pruner,
     )
 
 

@@ -43,6 +43,7 @@ class SearchOptions:
     store: str = DEFAULT_URL
     output: Path = Path("toggle-edge-studies")
     quantiser: str | None = None
+    pruner: str | None = None
 
 
 def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
@@ -50,7 +51,12 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     started = time.monotonic()
     exporter_for(options.target)  # an unknown target is refused before anything is done
     prepared = prepared_for(
-        options.model, options.profile, options.probes, report, quantiser=options.quantiser
+        options.model,
+        options.profile,
+        options.probes,
+        report,
+        quantiser=options.quantiser,
+        pruner=options.pruner,
     )
     require_whole(prepared.model)
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"

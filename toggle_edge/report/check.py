@@ -11,6 +11,7 @@ from toggle_runtime.records import ModeVerdict
 
 from toggle_edge.certify import CoverageBound
 from toggle_edge.config import Config
+from toggle_edge.cost import PaperCost
 from toggle_edge.report.cells import print_entry, print_outcome
 from toggle_edge.report.series import Series, print_series, series_json
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
@@ -33,6 +34,7 @@ class CheckResult:
     avgpp_required: float
     proxy_flops_ratio: float
     proxy_bytes: int
+    paper: PaperCost
     series: Mapping[str, Series | None]
     mine: Mapping[str, Tightened] | None = None
 
@@ -52,6 +54,7 @@ def check_json(result: CheckResult) -> dict[str, object]:
         "avgpp": result.avgpp,
         "proxy_flops_ratio": result.proxy_flops_ratio,
         "proxy_bytes": result.proxy_bytes,
+        "paper": dataclasses.asdict(result.paper),
         "mine": {name: dataclasses.asdict(each) for name, each in result.mine.items()}
         if result.mine
         else None,
@@ -66,6 +69,13 @@ def print_check(result: CheckResult, console: Console) -> None:
         "cost",
         f"{result.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16, {result.proxy_bytes / 1e6:.2f} MB by formula",
     )
+    if result.config.sparsities:
+        print_entry(
+            console,
+            "paper",
+            f"by its formulas, which count zeros as saved: {result.paper.flops_ratio:.2f}× fewer FLOPs, "
+            f"{100 * result.paper.size_reduction:.1f} % smaller",
+        )
     reached = "could not be computed" if result.avgpp is None else f"{result.avgpp:.2f} %"
     print_entry(console, "AvgPP", f"{reached}, mode {result.mode} needs {result.avgpp_required:g} %")
     console.print()

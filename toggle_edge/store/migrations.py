@@ -27,7 +27,9 @@ def _to_3(connection: sa.Connection) -> None:
 
 
 def _to_4(connection: sa.Connection) -> None:
-    """Trials say what each property's robustness is, and whether they were refuted before their last probe."""
+    """Trials say what each property's robustness is, and whether they were refuted before their last probe; studies
+    which pruner they search with."""
+    _add(connection, "studies", "pruner", "TEXT DEFAULT 'magnitude' NOT NULL")
     _add(connection, "trials", "properties", "JSON")
     _add(connection, "trials", "refuted", "BOOLEAN")
 

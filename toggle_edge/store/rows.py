@@ -28,6 +28,7 @@ class StudyIdentity:
     target: str
     seed: int
     quantiser: str = "rtn"
+    pruner: str = "magnitude"
 
 
 IDENTIFYING = {
@@ -38,6 +39,7 @@ IDENTIFYING = {
     "target": "the target",
     "seed": "the seed",
     "quantiser": "the quantiser",
+    "pruner": "the pruner",
 }
 """What must be equal for trials to be comparable, in words. A file may move."""
 
@@ -62,6 +64,7 @@ class StoredStudy:
     probes_digest: str | None
     sensitivity: Mapping[str, float] | None
     quantiser: str
+    pruner: str
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ studies = sa.Table(
     sa.Column("sensitivity", _Json),
     # Since version 3; until then there was one quantiser.
     sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
+    # Since version 4; until then nothing was pruned.
+    sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
 )
 trials = sa.Table(
     "trials",
