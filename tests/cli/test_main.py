@@ -100,7 +100,7 @@ def test_an_interrupt_exits_130_and_leaves_a_whole_store(tmp_path: Path) -> None
 def test_an_interrupt_that_a_library_swallows_ends_the_command_at_the_next_progress() -> None:
     before = signal.getsignal(signal.SIGINT)
     heard: list[str] = []
-    report = interrupts.checked(lambda stage, done, of, note="": heard.append(stage))
+    report = interrupts.checked(lambda stage, done, of, note="", standing=None: heard.append(stage))
     try:
         interrupts.watch()
         report("baseline", 1, 2)

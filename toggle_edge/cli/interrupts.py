@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toggle_edge.report.progress import Reporter
+    from toggle_edge.report.standing import Standing
 
 _asked = False
 
@@ -22,10 +23,12 @@ def watch() -> None:
 def checked(report: Reporter) -> Reporter:
     """`report`, but raising KeyboardInterrupt when one was asked for and somebody caught it."""
 
-    def report_unless_asked(stage: str, done: int, of: int, note: str = "") -> None:
+    def report_unless_asked(
+        stage: str, done: int, of: int, note: str = "", standing: Standing | None = None
+    ) -> None:
         if _asked:
             raise KeyboardInterrupt
-        report(stage, done, of, note)
+        report(stage, done, of, note, standing)
 
     return report_unless_asked
 

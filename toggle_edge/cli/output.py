@@ -65,7 +65,7 @@ def run(
     from toggle_edge.report.cells import console_on_stdout
     from toggle_edge.report.progress import on_stderr
 
-    with on_stderr() as reporter:
+    with on_stderr(as_json=as_json) as reporter:
         result = work(checked(reporter))
     if as_json:
         typer.echo(json.dumps(to_json(result), allow_nan=False))

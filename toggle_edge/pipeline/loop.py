@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections import Counter
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
 from toggle_edge.falsification import reading_order
 from toggle_edge.model.load import LanguageModel, load_model
+from toggle_edge.pipeline.standing import standing_of
 from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
@@ -196,24 +197,33 @@ def search(
     menu = tuple(sorted((Format.parse(text) for text in prepared.profile.formats), key=storage_bits))
     layers, kept = prepared.model.layers, prepared.model.kept_parameters
     space = Space(prepared.layers, menu, lambda config: predicted_cost(layers, config, kept).proxy_flops)
-    done = len(ledger.trials())
     design = initial_design(space, seed=seed, sensitivity=sensitivity)
     targets = {name: mode.avgpp for name, mode in prepared.specification.items()}
     study = Study(space, ledger, seed=seed, max_trials=max_trials, modes=targets, initial=design)
-    counts = Counter(_kind(trial) for trial in ledger.trials())
-    report("search", done, max_trials, _counted(counts))
-
+    known, seconds, begun = list(ledger.trials()), list[float](), time.monotonic()
     violations = [0] * len(prepared.probes.search)
-    for trial in ledger.trials():
+    for trial in known:
         _count(trial, violations)
+    whole = predicted_cost(layers, prepared.baseline, kept).proxy_flops
+
+    def tell() -> None:
+        standing = standing_of(
+            prepared.specification, known, max_trials, seconds=seconds, baseline_flops=whole
+        )
+        report("search", len(known), max_trials, standing.note, standing)
+
+    tell()
 
     def evaluate(config: Config) -> tuple[Observation, Mapping[str, object]]:
         return _observed(prepared, prepared.evaluator.evaluate(config, reading_order(violations)))
 
     def on_trial(trial: Trial) -> None:
+        nonlocal begun
         _count(trial, violations)
-        counts[_kind(trial)] += 1
-        report("search", trial.index + 1, max_trials, _counted(counts))
+        known.append(trial)
+        seconds.append(time.monotonic() - begun)
+        begun = time.monotonic()
+        tell()
 
     return study.run(evaluate, on_trial)
 
@@ -234,16 +244,6 @@ def _observed(prepared: Prepared, evaluation: Evaluation) -> tuple[Observation, 
         "probes_read": evaluation.read,
         VIOLATED_PROBES: {name: list(probes) for name, probes in evaluation.violated.items()},
     }
-
-
-def _kind(trial: Trial) -> str:
-    if any(trial.observation.feasible.values()):
-        return "feasible"
-    return "refuted early" if trial.observation.refuted else "not feasible"
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return " · ".join(f"{counts.get(kind, 0)} {kind}" for kind in ("refuted early", "feasible"))
 
 
 def _count(trial: Trial, violations: list[int]) -> None:

@@ -12,6 +12,7 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import kendall_tau, non_dominated
 from toggle_edge.pipeline.judging import Judged
 from toggle_edge.pipeline.loop import Exported, Prepared
+from toggle_edge.pipeline.standing import is_uniform
 from toggle_edge.probes import excerpt
 from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow
 from toggle_edge.search.finalists import predicted_selection
@@ -110,7 +111,7 @@ def trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
 
 def cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | None:
     """The cheapest trial with one format everywhere that is feasible in the default mode."""
-    uniform = [trial for trial in trials if len({fmt for _, fmt in trial.config}) == 1]
+    uniform = [trial for trial in trials if is_uniform(trial.config)]
     selected = predicted_selection(uniform, prepared.profile.default_mode)
     return trial_row(prepared, selected) if selected else None
 
