@@ -20,6 +20,7 @@ from pathlib import Path
 from toggle_edge.config import PRUNERS, QUANTISERS, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ProbeError, ProfileError
 from toggle_edge.sources import ProbeSource
+from toggle_edge.targets import has_kernel_somewhere
 
 __all__ = ["BUDGET_KEYS", "MODES", "Mode", "ProbeCounts", "Profile", "builtin_profiles", "load_profile"]
 
@@ -263,11 +264,10 @@ def _formats(table: _Table) -> tuple[str, ...]:
             fmt = Format.parse(str(item))
         except ConfigError as exc:
             raise table.error("formats", str(exc)) from exc
-        nearest_format = nearest_with_kernel(fmt)
-        if fmt != nearest_format:
+        if not has_kernel_somewhere(fmt):
             raise table.error(
                 "formats",
-                f"no target has a kernel for {fmt}; the nearest format with one is {nearest_format}",
+                f"no target has a kernel for {fmt}; the nearest format with one is {nearest_with_kernel(fmt)}",
             )
     if len(set(value)) < len(value):
         raise table.error("formats", f"expected each format once, got {value!r}")
