@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from toggle_edge.config import FP16, Config
 from toggle_edge.model.layers import Layer
+from toggle_edge.targets import PAPER
 
 REFERENCE_BITS = 16
 PAPER_TOKENS = 512
@@ -32,8 +33,13 @@ class Cost:
     proxy_bytes: int
 
 
-def predicted_cost(layers: Sequence[Layer], config: Config, kept_parameters: int) -> Cost:
-    """Cost of `config`. Tied weights are one layer, so they are counted once."""
+def predicted_cost(
+    layers: Sequence[Layer], config: Config, kept_parameters: int, *, target: str = ""
+) -> Cost:
+    """Cost of `config`, on the target `paper` by its formulas. Tied weights are one layer, and counted once."""
+    if target == PAPER:
+        paper = paper_cost(layers, config, kept_parameters)
+        return Cost(paper.flops / PAPER_TOKENS, round(paper.bytes))
     formats = dict(config.formats)
     flops = sum(
         2.0 * layer.weights * layer.activity * formats[layer.name].bits / REFERENCE_BITS
@@ -44,10 +50,10 @@ def predicted_cost(layers: Sequence[Layer], config: Config, kept_parameters: int
     return Cost(flops, stored + KEPT_BYTES * kept_parameters)
 
 
-def proxy_flops_ratio(layers: Sequence[Layer], config: Config) -> float:
+def proxy_flops_ratio(layers: Sequence[Layer], config: Config, *, target: str = "") -> float:
     """Baseline over candidate: 3.3 means 3.3 times fewer."""
-    baseline = _untouched(layers)
-    return predicted_cost(layers, baseline, 0).proxy_flops / predicted_cost(layers, config, 0).proxy_flops
+    baseline = predicted_cost(layers, _untouched(layers), 0, target=target)
+    return baseline.proxy_flops / predicted_cost(layers, config, 0, target=target).proxy_flops
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ class Evaluation:
 
 
 class Evaluator:
-    """Judges configs on one fixed set of probes. The baseline's outputs are computed once."""
+    """Judges configs on one fixed set of probes, and counts their cost as on `target`. The baseline's outputs are
+    computed once."""
 
     def __init__(
         self,
@@ -60,11 +61,13 @@ class Evaluator:
         bank: LayerBank,
         probes: Sequence[Probe],
         specification: Mapping[str, ModeSpecification],
+        *,
+        target: str = "",
     ) -> None:
         self._model = model
         self._bank = bank
         self._probes = probes
-        self._specification = specification
+        self._specification, self._target = specification, target
         # The noise floor is a property of a device's runs; on the host nothing is marginal.
         self._no_noise = {name: 0.0 for mode in specification.values() for name in mode.properties}
         self.baseline: list[Outputs] = baseline_outputs(
@@ -114,7 +117,7 @@ class Evaluator:
         *,
         refuted: bool,
     ) -> Evaluation:
-        cost = predicted_cost(self._model.layers, config, self._model.kept_parameters)
+        cost = predicted_cost(self._model.layers, config, self._model.kept_parameters, target=self._target)
         found = {
             name: tuple(sorted(order[int(i)] for i in np.flatnonzero(violated(seen, mode))))
             for name, mode in self._specification.items()

@@ -14,6 +14,7 @@ from toggle_edge.errors import ConfigError
 
 GROUPS = (16, 32, 64, 128, 256)
 EMBEDDING = "embedding"
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ TARGETS: Mapping[str, Target] = {
             (Format(4, 32), Format(8, AXIS), FP16),
         ),
         Target(
-            "paper", frozenset(_PAPER), frozenset(_PAPER), _PAPER, tuple(round(0.1 * i, 1) for i in range(6))
+            PAPER, frozenset(_PAPER), frozenset(_PAPER), _PAPER, tuple(round(0.1 * i, 1) for i in range(6))
         ),
     )
 }
@@ -84,7 +85,7 @@ def target_named(name: str) -> Target:
 
 def has_kernel_somewhere(fmt: Format) -> bool:
     """Whether any hardware's kernels multiply by it."""
-    return any(fmt in target.matrices for target in TARGETS.values() if target.name != "paper")
+    return any(fmt in target.matrices for target in TARGETS.values() if target.name != PAPER)
 
 
 def menu_of(target: Target, asked: Sequence[Format], role: str = "") -> tuple[Format, ...]:
@@ -93,7 +94,7 @@ def menu_of(target: Target, asked: Sequence[Format], role: str = "") -> tuple[Fo
     `paper` has its own menu whatever is asked for, since that is what it is. Raises ConfigError where nothing is left,
     naming the nearest formats that the target has.
     """
-    if target.name == "paper":
+    if target.name == PAPER:
         return target.menu
     found = tuple(fmt for fmt in asked if fmt in target.formats(role))
     if not found:

@@ -11,7 +11,7 @@ from toggle_runtime.signals import Trace
 from toggle_runtime.stl import Always, Formula, Not, parse, robustness_series
 
 from toggle_edge.certify import coverage_bound
-from toggle_edge.cost import paper_cost, proxy_flops_ratio
+from toggle_edge.cost import paper_cost
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
@@ -83,7 +83,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         bound=None if verdict.verdict == UNSET else coverage_bound(mode, verdict.coverage),
         avgpp=evaluation.avgpp,
         avgpp_required=required,
-        proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
+        proxy_flops_ratio=prepared.flops_ratio(config),
         proxy_bytes=evaluation.cost.proxy_bytes,
         paper=paper_cost(prepared.model.layers, config, prepared.model.kept_parameters),
         series=_series(prepared, verdict, prepared.specification[mode].properties, traces),

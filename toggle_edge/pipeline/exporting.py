@@ -8,13 +8,12 @@ from pathlib import Path
 
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
-from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
-from toggle_edge.pipeline.loop import TARGET, Prepared, export, identity_of, write_probes
+from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, export, identity_of, write_probes
 from toggle_edge.report.export import ExportResult
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.finalists import predicted_selection
@@ -33,7 +32,7 @@ class ExportOptions:
     config: str | None = None
     mode: str | None = None
     trial: int | None = None
-    target: str = TARGET
+    target: str = DEFAULT_TARGET
     profile: str = "default"
     probes: tuple[str, ...] = ()
     store: str = DEFAULT_URL
@@ -62,6 +61,7 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
             report,
             quantiser=options.quantiser,
             pruner=options.pruner,
+            target=options.target,
         )
         return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
     with open_store(options.store) as store:
@@ -71,6 +71,7 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
 
 def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[Prepared, Config, int]:
     study = store.study(options.source)
+    exporter_for(study.target)
     if study.model_folder is None or study.profile_path is None or study.probes_path is None:
         raise StudyError(
             f"study {study.name!r} was begun by an older toggle-edge, which did not note where its model, profile and "
@@ -83,6 +84,7 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
         report,
         quantiser=study.quantiser,
         pruner=study.pruner,
+        target=study.target,
     )
     store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
     trials = store.ledger(study.id).trials()
@@ -115,5 +117,5 @@ def _written(
             extra = write_probes(prepared, Path(scratch))
             exported = export(prepared, config, skeleton, extra, options.output, key=key)
     report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
-    cost = predicted_cost(prepared.model.layers, config, prepared.model.kept_parameters)
+    cost = prepared.cost(config)
     return ExportResult(exported.bundle, config, trial, exported.parity, cost.proxy_bytes)

@@ -13,7 +13,7 @@ from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
-from toggle_edge.pipeline.loop import Prepared, prepare
+from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, prepare
 from toggle_edge.profiles import Profile, load_profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.sources import ProbeSource
@@ -59,6 +59,7 @@ def prepared_for(
     relax: float = 0.0,
     quantiser: str | None = None,
     pruner: str | None = None,
+    target: str = DEFAULT_TARGET,
 ) -> Prepared:
     """Load and check everything that a command on a model needs. Bad input is refused before anything is written.
 
@@ -76,7 +77,7 @@ def prepared_for(
         contract = dataclasses.replace(contract, pruner=pruner)
     sources, which = sources_for(model, contract, probes)
     try:
-        prepared = prepare(model, contract, sources, report)
+        prepared = prepare(model, contract, sources, report, target=target)
     except ProbeError as exc:
         if probes or not contract.probes.data:
             raise

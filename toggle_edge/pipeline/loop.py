@@ -27,7 +27,7 @@ from toggle_edge.cache import cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.config import FP16, Config, Format
-from toggle_edge.cost import predicted_cost
+from toggle_edge.cost import Cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.export import Skeleton, exporter_for
@@ -47,8 +47,9 @@ from toggle_edge.signing import SigningKey
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import Store, StoredStudy, StudyIdentity
+from toggle_edge.targets import menu_of, target_named
 
-TARGET = "onnx-cpu"
+DEFAULT_TARGET = "onnx-cpu"
 VIOLATED_PROBES = "violated_probes"
 """The key of a trial's payload with the search probes, by number, that violate each mode."""
 
@@ -71,6 +72,20 @@ class Prepared:
     bank: LayerBank
     evaluator: Evaluator
     certifier: Evaluator
+    target: str = DEFAULT_TARGET
+
+    def cost(self, config: Config) -> Cost:
+        """What `config` costs on the target, by formula."""
+        return predicted_cost(self.model.layers, config, self.model.kept_parameters, target=self.target)
+
+    def flops_ratio(self, config: Config) -> float:
+        """Proxy FLOPs of the baseline over those of `config`."""
+        return proxy_flops_ratio(self.model.layers, config, target=self.target)
+
+    def menu(self, role: str = "") -> tuple[Format, ...]:
+        """The formats that the profile asks for and the target has, by ascending storage bits."""
+        asked = [Format.parse(text) for text in self.profile.formats]
+        return tuple(sorted(menu_of(target_named(self.target), asked, role), key=storage_bits))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -82,7 +97,12 @@ class Prepared:
 
 
 def prepare(
-    model_folder: Path, profile: Profile, sources: Sequence[ProbeSource], report: Reporter
+    model_folder: Path,
+    profile: Profile,
+    sources: Sequence[ProbeSource],
+    report: Reporter,
+    *,
+    target: str = DEFAULT_TARGET,
 ) -> Prepared:
     """Load the model, read and split the probes, compute the baseline's outputs.
 
@@ -112,11 +132,11 @@ def prepare(
         folder=cache_folder() / "layers",
     )
     report("baseline", 1, 3, "search probes")
-    evaluator = Evaluator(model, bank, probes.search, specification)
+    evaluator = Evaluator(model, bank, probes.search, specification, target=target)
     report("baseline", 2, 3, "certificate probes")
-    certifier = Evaluator(model, bank, probes.certificate, specification)
+    certifier = Evaluator(model, bank, probes.certificate, specification, target=target)
     report("baseline", 3, 3, f"{counts.search} search + {counts.certificate} certificate probes")
-    return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier)
+    return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier, target)
 
 
 def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:
@@ -148,7 +168,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         profile_digest=prepared.profile.digest,
         probes_path="\n".join(str(source.absolute) for source in prepared.sources),
         probes_digest=prepared.probes.digest,
-        target=TARGET,
+        target=prepared.target,
         seed=seed,
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
@@ -157,7 +177,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
 
 def sensitivity_of(prepared: Prepared, report: Reporter) -> dict[str, float]:
     """AvgPP lost per weight when one layer alone goes to the menu's lowest format, all others untouched."""
-    lowest = min((Format.parse(text) for text in prepared.profile.formats), key=storage_bits)
+    lowest = prepared.menu()[0]
     probes = prepared.probes.search[:SENSITIVITY_PROBES]
     evaluator = Evaluator(prepared.model, prepared.bank, probes, prepared.specification)
     losses = {}
@@ -194,9 +214,7 @@ def search(
 
     `sensitivity` orders the initial design; a search that goes on must be given the one that it began with.
     """
-    menu = tuple(sorted((Format.parse(text) for text in prepared.profile.formats), key=storage_bits))
-    layers, kept = prepared.model.layers, prepared.model.kept_parameters
-    space = Space(prepared.layers, menu, lambda config: predicted_cost(layers, config, kept).proxy_flops)
+    space = Space(prepared.layers, prepared.menu(), lambda config: prepared.cost(config).proxy_flops)
     design = initial_design(space, seed=seed, sensitivity=sensitivity)
     targets = {name: mode.avgpp for name, mode in prepared.specification.items()}
     study = Study(space, ledger, seed=seed, max_trials=max_trials, modes=targets, initial=design)
@@ -204,7 +222,7 @@ def search(
     violations = [0] * len(prepared.probes.search)
     for trial in known:
         _count(trial, violations)
-    whole = predicted_cost(layers, prepared.baseline, kept).proxy_flops
+    whole = prepared.cost(prepared.baseline).proxy_flops
 
     def tell() -> None:
         standing = standing_of(
@@ -312,7 +330,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     layers = prepared.bank.compressed(config)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        artifact = exporter_for(TARGET).export(skeleton, layers, Path(scratch) / "artifact")
+        artifact = exporter_for(prepared.target).export(skeleton, layers, Path(scratch) / "artifact")
         probe, shape = prepared.probes.certificate[0], prepared.model.shape
         candidate = prepared.bank.assemble(config)
         parity = check_parity(artifact, shape, candidate, probe.tokens, prompt_tokens=probe.prompt_tokens)
@@ -329,10 +347,14 @@ def export(
             default_mode=prepared.profile.default_mode,
             extra={**extra, CANARY: Path(scratch) / "canary.npz"},
             key=key,
-            environment={"toggle_edge": __version__, "exporter": TARGET, "model": prepared.model.digest},
+            environment={
+                "toggle_edge": __version__,
+                "exporter": prepared.target,
+                "model": prepared.model.digest,
+            },
         )
         if folder.exists():
             shutil.rmtree(folder)
         built.folder.rename(folder)
-    predicted = exporter_for(TARGET).predicted_bytes(skeleton, prepared.model.layers, config)
+    predicted = exporter_for(prepared.target).predicted_bytes(skeleton, prepared.model.layers, config)
     return Exported(config, dataclasses.replace(built, folder=folder), parity, predicted)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from toggle_runtime.records import ERROR, FAIL, PASS
 
-from toggle_edge.cost import predicted_cost, proxy_flops_ratio
 from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import kendall_tau, non_dominated
 from toggle_edge.pipeline.judging import Judged
@@ -103,7 +102,7 @@ def trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
         origin=trial.origin,
         config_digest=trial.config.digest,
         formats=trial.config.summary(),
-        proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, trial.config),
+        proxy_flops_ratio=prepared.flops_ratio(trial.config),
         avgpp=trial.observation.avgpp,
         feasible=trial.observation.feasible,
     )
@@ -120,14 +119,14 @@ def _candidate(
     prepared: Prepared, name: str, trial: Trial | None, exported: Exported, judged: Judged
 ) -> CandidateResult:
     config = exported.config
-    cost = predicted_cost(prepared.model.layers, config, prepared.model.kept_parameters)
+    cost = prepared.cost(config)
     return CandidateResult(
         id=name,
         trial=trial.index if trial else None,
         config=config,
         predicted=Predicted(
             proxy_flops=cost.proxy_flops,
-            proxy_flops_ratio=proxy_flops_ratio(prepared.model.layers, config),
+            proxy_flops_ratio=prepared.flops_ratio(config),
             proxy_bytes=cost.proxy_bytes,
             artifact_bytes=exported.predicted_bytes,
             avgpp=trial.observation.avgpp if trial else None,

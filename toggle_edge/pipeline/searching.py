@@ -11,19 +11,18 @@ from pathlib import Path
 from toggle_runtime.records import FAIL, PASS
 
 from toggle_edge.certify import Division, coverage_bound, of_selected
-from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
-from toggle_edge.export import exporter_for
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
-from toggle_edge.pipeline.loop import TARGET, Prepared, identity_of, search, stored_sensitivity
+from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of, search, stored_sensitivity
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, open_store
+from toggle_edge.targets import target_named
 from toggle_edge.workspace import workspace
 
 
@@ -34,7 +33,7 @@ class SearchOptions:
 
     model: Path
     profile: str = "default"
-    target: str = TARGET
+    target: str = DEFAULT_TARGET
     probes: tuple[str, ...] = ()
     trials: int | None = None
     study: str | None = None
@@ -49,7 +48,7 @@ class SearchOptions:
 def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     """Search, or go on where the same search was interrupted. Raises ToggleEdgeError when it cannot be done."""
     started = time.monotonic()
-    exporter_for(options.target)  # an unknown target is refused before anything is done
+    target_named(options.target)  # an unknown target is refused before anything is done
     prepared = prepared_for(
         options.model,
         options.profile,
@@ -57,6 +56,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         report,
         quantiser=options.quantiser,
         pruner=options.pruner,
+        target=options.target,
     )
     require_whole(prepared.model)
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
@@ -111,7 +111,7 @@ def _winner(
     path = folder / f"trial-{trial.index}.json"
     path.write_text(json.dumps(trial.config.to_json(), indent=1) + "\n", encoding="utf-8")
     verdict = evaluation.modes[mode]
-    cost = predicted_cost(prepared.model.layers, trial.config, prepared.model.kept_parameters)
+    cost = prepared.cost(trial.config)
     return Selected(
         trial=trial_row(prepared, trial),
         config=trial.config,
