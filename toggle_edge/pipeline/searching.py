@@ -11,6 +11,7 @@ from pathlib import Path
 from toggle_runtime.records import FAIL, PASS
 
 from toggle_edge.certify import Division, coverage_bound, of_selected
+from toggle_edge.cost import paper_cost
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
@@ -117,6 +118,7 @@ def _winner(
         config=trial.config,
         config_file=str(path),
         proxy_bytes=cost.proxy_bytes,
+        paper=paper_cost(prepared.model.layers, trial.config, prepared.model.kept_parameters),
         verdict=verdict,
         bound=coverage_bound(mode, verdict.coverage, division),
         avgpp=evaluation.avgpp,

@@ -15,22 +15,26 @@ from toggle_runtime.records import ModeVerdict
 
 from toggle_edge.certify import CoverageBound
 from toggle_edge.config import Config
+from toggle_edge.cost import PaperCost
 from toggle_edge.report.cells import STYLES, TITLE, number, print_entry, print_outcome
 from toggle_edge.report.loop import TrialRow
 from toggle_edge.report.verdicts import coverage_json, verdicts_json
+from toggle_edge.targets import PAPER
 
 
 @dataclass(frozen=True)
 class Selected:
     """What a mode selects: the trial, and the host's judgement of its config on the certificate probes.
 
-    `holds` says whether the mode's coverage and AvgPP (percent) are reached there, too.
+    `holds` says whether the mode's coverage and AvgPP (percent) are reached there, too; `paper` has the figures that
+    TOGGLE's table prints.
     """
 
     trial: TrialRow
     config: Config
     config_file: str
     proxy_bytes: int
+    paper: PaperCost
     verdict: ModeVerdict
     bound: CoverageBound
     avgpp: float | None
@@ -76,6 +80,8 @@ def print_search(result: SearchResult, console: Console) -> None:
     )
     console.print()
     console.print(_selection_table(result))
+    if result.target == PAPER:
+        console.print(_paper_table(result))
     uniform = result.cheapest_uniform
     if uniform is not None:
         print_entry(
@@ -88,7 +94,9 @@ def print_search(result: SearchResult, console: Console) -> None:
     if chosen is not None:
         print_entry(console, "bound", chosen.bound.statement)
     print_outcome(console, result.outcome, result.reason)
-    if chosen is not None:
+    if chosen is not None and result.target == PAPER:
+        print_entry(console, "next", f"toggle-edge check MODEL --config {chosen.config_file}")
+    elif chosen is not None:
         print_entry(
             console, "next", f"toggle-edge export {result.study} --mode {result.default_mode} -o FOLDER"
         )
@@ -123,6 +131,36 @@ def _selection_table(result: SearchResult) -> Table:
     return table
 
 
+def _paper_table(result: SearchResult) -> Table:
+    title = "as TOGGLE's table has it (arXiv 2512.16855): zeros and every bit pay, scales cost nothing"
+    table = Table(box=SIMPLE_HEAD, title=title, **TITLE)
+    table.add_column("mode", no_wrap=True)
+    for heading in (
+        "mean\nbits",
+        "mean\nsparsity",
+        "size\nMB",
+        "size\nreduction",
+        "FLOPs\nreduction",
+        "AvgPP",
+    ):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for mode, chosen in result.selected.items():
+        if chosen is None:
+            table.add_row(mode, "none")
+            continue
+        paper = chosen.paper
+        table.add_row(
+            mode,
+            f"{paper.bits:.1f}",
+            f"{100 * paper.sparsity:.1f} %",
+            f"{paper.bytes / 1e6:.2f}",
+            f"{100 * paper.size_reduction:.1f} %",
+            f"{paper.flops_ratio:.2f}×",
+            number(chosen.avgpp, 2),
+        )
+    return table
+
+
 def _selected_json(chosen: Selected | None) -> dict[str, object] | None:
     if chosen is None:
         return None
@@ -133,6 +171,7 @@ def _selected_json(chosen: Selected | None) -> dict[str, object] | None:
         "avgpp": chosen.avgpp,
         "proxy_flops_ratio": chosen.trial.proxy_flops_ratio,
         "proxy_bytes": chosen.proxy_bytes,
+        "paper": dataclasses.asdict(chosen.paper),
         "verdict": chosen.verdict.verdict,
         "verdicts": verdicts_json(chosen.verdict),
         "coverage": coverage_json(chosen.verdict, chosen.bound),
