@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from toggle_runtime.records import SATISFIED, ModeSpecification, ModeVerdict
 from toggle_runtime.signals import Outputs, Trace
 from toggle_runtime.verdicts import judge, signals_read
 
+from toggle_edge.baseline import stored_baseline
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config
 from toggle_edge.cost import Cost, predicted_cost
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.probes import Probe
-from toggle_edge.signals import baseline_outputs, traces_of
+from toggle_edge.signals import traces_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Judges configs on one fixed set of probes. The baseline's outputs are computed once."""
+    """Judges configs on one fixed set of probes. The baseline's outputs are computed once, kept in `folder` if any."""
 
     def __init__(
         self,
@@ -41,6 +43,8 @@ class Evaluator:
         bank: LayerBank,
         probes: Sequence[Probe],
         specification: Mapping[str, ModeSpecification],
+        *,
+        folder: Path | None = None,
     ) -> None:
         self._model = model
         self._bank = bank
@@ -48,8 +52,8 @@ class Evaluator:
         self._specification = specification
         # The noise floor is a property of a device's runs; on the host nothing is marginal.
         self._no_noise = {name: 0.0 for mode in specification.values() for name in mode.properties}
-        self.baseline: list[Outputs] = baseline_outputs(
-            model.module, probes, free_running="departure" in signals_read(specification)
+        self.baseline: list[Outputs] = stored_baseline(
+            model, probes, folder, free_running="departure" in signals_read(specification)
         )
 
     def traces(self, config: Config) -> list[Trace]:
