@@ -182,9 +182,7 @@ def _ask(folder: Path, cache: Path, probes: tuple[Probe, ...], results: object) 
 def test_of_two_processes_one_computes(tiny_folder: Path, probes: tuple[Probe, ...], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [
-        context.Process(target=_ask, args=(tiny_folder, tmp_path, probes, results)) for _ in range(2)
-    ]
+    workers = [context.Process(target=_ask, args=(tiny_folder, tmp_path, probes, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     (first, sums), (second, others) = (results.get(timeout=120) for _ in workers)

@@ -147,7 +147,8 @@ def _made(place: Path, outputs: Iterator[Outputs]) -> list[Outputs]:
 
 
 def _written(path: Path, outputs: Outputs) -> tuple[int, str]:
-    arrays: dict[str, NDArray[Any]] = {"logits": outputs.logits, "attention": outputs.attention, "hidden": outputs.hidden}
+    arrays: dict[str, NDArray[Any]] = {"logits": outputs.logits, "attention": outputs.attention}
+    arrays["hidden"] = outputs.hidden
     if outputs.choices is not None:
         arrays["choices"] = outputs.choices
     content = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})

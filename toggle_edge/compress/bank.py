@@ -44,7 +44,7 @@ class LayerBank:
         self._model, self._quantiser, self._calibration = model, quantiser, calibration
         self._folder, self._memory_bytes = folder, memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
-        self._baseline = {layer.name: weight_of(model.module, layer) for layer in model.layers}
+        self._baseline = {layer.name: layer for layer in model.layers}
         self._candidate = copy.deepcopy(model.module)
         self._weights = {layer.name: weight_of(self._candidate, layer) for layer in model.layers}
         self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
@@ -69,7 +69,7 @@ class LayerBank:
         if self._folder is None or fmt.is_float:
             return self._quantised(name, fmt)
         if name not in self._digests:
-            self._digests[name] = weights_digest(self._baseline[name])
+            self._digests[name] = weights_digest(self._model.weight(self._baseline[name]))
         calibration = ""
         if self._chosen.calibrated and self._calibration is not None:
             # The inputs of a layer depend on all layers before it.
@@ -82,7 +82,9 @@ class LayerBank:
         if self._chosen.calibrated and self._calibration is not None and not fmt.is_float:
             statistics = self._calibration.statistics(name, gram=self._chosen.needs_gram)
         try:
-            return quantise(self._baseline[name], fmt, statistics, quantiser=self._quantiser)
+            return quantise(
+                self._model.weight(self._baseline[name]), fmt, statistics, quantiser=self._quantiser
+            )
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
 
