@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from toggle_runtime.signals import Outputs
 
-from toggle_edge import __version__
 from toggle_edge.cache import INDEX, PARTIAL, baselines_bytes, discard, locked, trim
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.placement import device_of
@@ -67,7 +66,7 @@ def _key(model: LanguageModel, probes: Sequence[Probe], free_running: bool) -> s
     """SHA-256 of everything that the outputs depend on, the size of a batch included: others round otherwise."""
     parameter = next(model.module.parameters())
     content = {
-        "version": [VERSION, __version__, torch.__version__, transformers.__version__],
+        "version": [VERSION, torch.__version__, transformers.__version__],
         "model": model.digest,
         "probes": [[probe.tokens, probe.prompt_tokens] for probe in probes],
         "free_running": free_running,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +9,27 @@ from pathlib import Path
 import torch
 
 from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.candidate import Candidate, is_held
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
-from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise, quantiser_named
+from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
-from toggle_edge.model.weights import weight_of
 
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
+
+LENT_BYTES = 16 * 2**20
+"""The same where they lie on disk and a candidate holds no weights: reading them again is a small part of a batch."""
 
 
 class LayerBank:
     """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
 
     With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
-    In memory at most `memory_bytes` of them are held. The baseline's module is never written to, so a candidate cannot
-    be compared with itself. Raises ConfigError for an unknown quantiser, or a calibrated one without a calibration.
+    In memory at most `memory_bytes` of them are held, by default `MEMORY_BYTES` or `LENT_BYTES`. The baseline's module
+    is never written to, so a candidate cannot be compared with itself. Raises ConfigError for an unknown quantiser, or
+    a calibrated one without a calibration.
     """
 
     def __init__(
@@ -36,20 +39,20 @@ class LayerBank:
         quantiser: str = "rtn",
         calibration: Calibration | None = None,
         folder: Path | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int | None = None,
     ) -> None:
         self._chosen = quantiser_named(quantiser)
         if self._chosen.calibrated and calibration is None:
             raise ConfigError(f"quantiser {quantiser}: needs a calibration: texts to run the model on")
         self._model, self._quantiser, self._calibration = model, quantiser, calibration
-        self._folder, self._memory_bytes = folder, memory_bytes
+        self._folder = folder
+        usual = MEMORY_BYTES if folder is None or is_held(model) else LENT_BYTES
+        self._memory_bytes = usual if memory_bytes is None else memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
         self._baseline = {layer.name: layer for layer in model.layers}
-        self._candidate = copy.deepcopy(model.module)
-        self._weights = {layer.name: weight_of(self._candidate, layer) for layer in model.layers}
         self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
         self._digests: dict[str, str] = {}
-        self._assembled: dict[str, Format | None] = dict.fromkeys(self._layers)
+        self._candidate = Candidate(model, self.layer)
 
     def layer(self, name: str, fmt: Format) -> CompressedLayer:
         """One layer in one format. Raises ConfigError for an unknown layer."""
@@ -101,14 +104,10 @@ class LayerBank:
             )
 
     def assemble(self, config: Config) -> torch.nn.Module:
-        """The model with the config's dequantised weights. Valid until the next call: weights are swapped in place."""
+        """The model with the config's dequantised weights. Valid until the next call: they are swapped in place, or
+        made from the layers here whenever the module runs."""
         self._require_layers(config)
-        for name, fmt in config:
-            if self._assembled[name] != fmt:
-                with torch.no_grad():
-                    self._weights[name].copy_(dequantise(self.layer(name, fmt)))
-                self._assembled[name] = fmt
-        return self._candidate
+        return self._candidate.assemble(config)
 
 
 def _bytes_of(layer: CompressedLayer) -> int:
