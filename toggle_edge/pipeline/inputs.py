@@ -90,12 +90,14 @@ def prepared_for(
 
 
 def check_config_text(text: str) -> None:
-    """Raises ConfigError for what is neither a file nor a format, before a model is loaded for it."""
-    if not _is_file(text):
-        try:
-            Format.parse(text)
-        except ConfigError as exc:
-            raise ConfigError(f"config {text!r}: neither a file nor a format: {exc}") from exc
+    """Raises ConfigError for what is neither a config's file nor a format, before a model is loaded for it."""
+    if _is_file(text):
+        _read_config(Path(text))
+        return
+    try:
+        Format.parse(text)
+    except ConfigError as exc:
+        raise ConfigError(f"config {text!r}: neither a file nor a format: {exc}") from exc
 
 
 def _is_file(text: str) -> bool:
@@ -111,15 +113,7 @@ def config_from(text: str, layers: tuple[str, ...]) -> Config:
     if not _is_file(text):
         return Config.uniform(layers, Format.parse(text))
     path = Path(text)
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"config {path}: expected at most {MAX_CONFIG_BYTES} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"))
-        config = Config.from_json(data)
-    except OSError as exc:
-        raise ConfigError(f"config {path}: expected a readable file: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:  # ConfigError is one too, and then says which layer
-        raise ConfigError(f"config {path}: {exc}") from exc
+    config = _read_config(path)
     odd = sorted(set(config.layers) ^ set(layers))
     if odd:
         raise ConfigError(
@@ -127,3 +121,15 @@ def config_from(text: str, layers: tuple[str, ...]) -> Config:
             "is it a config of another model?"
         )
     return config
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"config {path}: expected at most {MAX_CONFIG_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_json(data)
+    except OSError as exc:
+        raise ConfigError(f"config {path}: expected a readable file: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:  # ConfigError is one too, and then says which layer
+        raise ConfigError(f"config {path}: {exc}") from exc
