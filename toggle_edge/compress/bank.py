@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from toggle_edge.compress.calibration import Calibration
-from toggle_edge.compress.candidate import Candidate, is_held
+from toggle_edge.compress.candidate import Candidate, is_held, placed
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
 from toggle_edge.config import Config, Format
@@ -84,12 +84,13 @@ class LayerBank:
         statistics = None
         if self._chosen.calibrated and self._calibration is not None and not fmt.is_float:
             statistics = self._calibration.statistics(name, gram=self._chosen.needs_gram)
+        weight = self._model.weight(self._baseline[name])
         try:
-            return quantise(
-                self._model.weight(self._baseline[name]), fmt, statistics, quantiser=self._quantiser
-            )
+            found = quantise(weight, fmt, statistics, quantiser=self._quantiser)
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
+        # Computed where the model is, kept and exported from here.
+        return placed(found, torch.device("cpu"))
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
         """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
