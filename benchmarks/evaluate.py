@@ -2,9 +2,8 @@
 
 `python benchmarks/evaluate.py`. A trial is all that one config costs in a search: its candidate assembled from the
 layer bank (its layers lie there), signals on every probe, verdicts, predicted cost. It is timed in turns with plain
-forward passes of the baseline over the same tokens in the same batches; the ratio is what counts. From one trial to the
-next
-`--changed` of the layers get another format, a quarter of them if nothing is said.
+forward passes of the baseline over the same tokens in the same batches; the ratio is what counts. From one trial to
+the next `--changed` of the layers get another format, a quarter of them if nothing is said.
 
 Memory is the process's own (`RssAnon`; files that it has mapped can be dropped and do not count), sampled all the time.
 The peak is how far that grew during trials beyond what it was with the baseline's module alone in memory, so all of it

@@ -119,3 +119,13 @@ def test_names_of_code_in_contributing_exist() -> None:
 def test_the_changelog_knows_this_version() -> None:
     assert f"## [{__version__}]" in PAGES["CHANGELOG.md"]
     assert "## [Unreleased]" in PAGES["CHANGELOG.md"]
+
+
+def test_every_environment_variable_is_in_the_pages() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "toggle_edge").rglob("*.py"))
+    named = set(re.findall(r"\bTOGGLE_EDGE_[A-Z_]+\b", code))
+    pages = "\n".join(text for name, text in PAGES.items() if name.startswith("docs/"))
+    assert {"TOGGLE_EDGE_STREAM", "TOGGLE_EDGE_COMPUTE", "TOGGLE_EDGE_BASELINES_GB"} <= named
+    assert named == {name for name in named if f"{name}`" in pages or f"{name}=" in pages}
+    evaluation = set(re.findall(r"^\| `(TOGGLE_EDGE_\w+)`", PAGES["docs/evaluation.md"], re.MULTILINE))
+    assert evaluation <= named

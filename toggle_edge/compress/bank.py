@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from toggle_edge.compress.calibration import Calibration, InputStatistics
-from toggle_edge.compress.candidate import Candidate, Wanted, is_held
+from toggle_edge.compress.candidate import Candidate, Wanted, is_held, placed
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
@@ -101,16 +101,18 @@ class LayerBank:
 
     def _compressed(self, wanted: Wanted) -> CompressedLayer:
         name = wanted.name
+        weight = self._model.weight(self._baseline[name])
         try:
-            weight = self._model.weight(self._baseline[name])
             if wanted.sparsity > 0:
                 statistics = self._statistics(name) if self._prune.calibrated else None
                 weight = self._prune.prune(weight, wanted.sparsity, statistics)
             needed = self._chosen.calibrated and not wanted.format.is_float
             statistics = self._statistics(name, gram=self._chosen.needs_gram) if needed else None
-            return quantise(weight, wanted.format, statistics, quantiser=self._quantiser)
+            found = quantise(weight, wanted.format, statistics, quantiser=self._quantiser)
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
+        # Computed where the model is, kept and exported from here.
+        return placed(found, torch.device("cpu"))
 
     def _statistics(self, name: str, *, gram: bool = False) -> InputStatistics | None:
         return None if self._calibration is None else self._calibration.statistics(name, gram=gram)

@@ -18,10 +18,18 @@ import torch
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.layer_inputs import is_slice, watching
 from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.memory import available_bytes
 from toggle_edge.model.placement import device_of
 
 GRAM_BYTES = 2**30
 """Memory for Gram matrices at a time. A layer whose own is larger gets it all the same, alone."""
+
+
+def gram_bytes(streamed: bool) -> int:
+    """Memory for Gram matrices: less where the model itself did not fit. Fewer at a time only take more passes."""
+    free = available_bytes() if streamed else None
+    return GRAM_BYTES if free is None else min(GRAM_BYTES, free // 4)
+
 
 STREAMED_TOKENS = 2048
 """Tokens per forward pass where every pass reads the whole model from disk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ class Candidate:
         return self._model.checkpoint.read(slot.name).to(self._device)
 
     def _dequantised(self, layer: Layer) -> torch.Tensor:
-        return dequantise(self._compressed(self._wanted[layer.name])).to(self._device)
+        return dequantise(placed(self._compressed(self._wanted[layer.name]), self._device))
 
     def _is_lossless(self, layer: Layer) -> bool:
         """Whether the format stores this layer's weights exactly; a NaN is left to the layer bank."""
@@ -113,3 +114,12 @@ class Candidate:
             weight: Any = self._model.weight(layer)
             self._lossless[key] = all(torch.equal(rows.half().float(), rows) for rows in weight.split(256))
         return self._lossless[key]
+
+
+def placed(layer: CompressedLayer, device: torch.device) -> CompressedLayer:
+    """The layer with its tensors on the device; the very same where they are."""
+    if layer.codes.device == device:
+        return layer
+    parts = {name: getattr(layer, name) for name in ("codes", "scales", "zero_points")}
+    moved = {name: part.to(device) for name, part in parts.items() if part is not None}
+    return dataclasses.replace(layer, **moved)

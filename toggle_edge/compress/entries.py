@@ -58,7 +58,7 @@ def weights_digest(weight: torch.Tensor) -> str:
     digest = hashlib.sha256(str(tuple(weight.shape)).encode())
     at_once = max(1, 2**20 // max(1, weight.shape[1]))
     for start in range(0, len(weight), at_once):
-        digest.update(weight[start : start + at_once].float().contiguous().numpy().tobytes())
+        digest.update(weight[start : start + at_once].float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

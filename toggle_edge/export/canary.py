@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from toggle_runtime.canary import Canary, ids_at, stride_for
 
+from toggle_edge.model.placement import device_of
+
 TOKENS = 64
 """Tokens of each of the two sequences: enough for every weight that is read to show in some logit."""
 
@@ -27,7 +29,8 @@ def canary_of(
     drawn = np.random.default_rng(SEED).integers(0, vocabulary, length)
     rows = np.stack([text, drawn])
     with torch.inference_mode():
-        logits = candidate(input_ids=torch.from_numpy(rows), use_cache=False).logits.float().numpy()
+        read = torch.from_numpy(rows).to(device_of(candidate))
+        logits = candidate(input_ids=read, use_cache=False).logits.float().cpu().numpy()
     stride = stride_for(rows.size, vocabulary)
     kept = np.zeros((rows.size, -(-vocabulary // stride)), dtype=np.float32)
     for position, row in enumerate(logits.reshape(rows.size, vocabulary)):

@@ -17,6 +17,7 @@ from toggle_runtime.records import ModelShape
 from toggle_edge.errors import ExportError, ParityError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.onnx import GRAPH
+from toggle_edge.model.placement import device_of
 
 
 def check_parity(
@@ -33,7 +34,8 @@ def check_parity(
     from the cache. Raises ParityError above `TOLERANCE`, or when anything is not finite.
     """
     with torch.inference_mode():
-        expected = candidate(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+        read = torch.tensor([list(tokens)], device=device_of(candidate))
+        expected = candidate(input_ids=read, use_cache=False).logits[0].cpu().numpy()
     with tempfile.TemporaryDirectory(prefix=".parity-", dir=artifact.folder.parent) as scratch:
         copy = _exact_copy(artifact, Path(scratch))
         try:

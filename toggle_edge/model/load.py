@@ -25,6 +25,7 @@ from toggle_edge.model.discovery import layers_of, require_signals
 from toggle_edge.model.layer_inputs import is_slice
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.memory import available_bytes
+from toggle_edge.model.placement import device_of, free_bytes
 from toggle_edge.model.streaming import Slot, slots_of, stream
 from toggle_edge.model.weights import weight_of
 
@@ -67,7 +68,7 @@ class LanguageModel:
             found = self.checkpoint.read(f"{layer.name}.weight")
             if isinstance(self.module.get_submodule(layer.name), Conv1D):
                 found = found.T
-        return _of_shape(found, expected.shape, layer.name)
+        return _of_shape(found, expected.shape, layer.name).to(device_of(self.module))
 
     @property
     def kept_parameters(self) -> int:
@@ -76,8 +77,10 @@ class LanguageModel:
         return total - sum(layer.weights for layer in self.layers)
 
 
-def load_model(folder: Path, *, streamed: bool | None = None) -> LanguageModel:
-    """Load the model in `folder`, without ever reaching for a hub.
+def load_model(
+    folder: Path, *, streamed: bool | None = None, device: torch.device | None = None
+) -> LanguageModel:
+    """Load the model in `folder`, without ever reaching for a hub, onto `device` or else the CPU.
 
     `streamed` None leaves the choice to `$TOGGLE_EDGE_STREAM` (`always`, `never`) or, without it, to whether model and
     candidate fit into memory in float32. Raises ModelError when the folder lacks a file, cannot be read, or holds an
@@ -92,7 +95,8 @@ def load_model(folder: Path, *, streamed: bool | None = None) -> LanguageModel:
         )
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        streams, placement = _choice(folder, streamed)
+        place = device or torch.device("cpu")
+        streams, placement = _choice(folder, streamed, place)
         module, absent, checkpoint = _streamed_module(folder) if streams else _module(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ModelError, ConfigError):
@@ -106,8 +110,10 @@ def load_model(folder: Path, *, streamed: bool | None = None) -> LanguageModel:
     layers = layers_of(module)
     _require_all(folder, absent)
     if checkpoint is not None:
-        _attach(module, checkpoint, slots_of(module, layers))
+        _attach(module, checkpoint, slots_of(module, layers), place)
         require_signals(module)
+    else:
+        module.to(place)
     return LanguageModel(
         folder, _folder_digest(folder), module, tokenizer, layers, _shape_of(module), checkpoint, placement
     )
@@ -116,17 +122,18 @@ def load_model(folder: Path, *, streamed: bool | None = None) -> LanguageModel:
 STREAM = "TOGGLE_EDGE_STREAM"
 
 
-def _choice(folder: Path, streamed: bool | None) -> tuple[bool, str]:
+def _choice(folder: Path, streamed: bool | None, device: torch.device) -> tuple[bool, str]:
     """Whether to stream, and why in words. Raises ConfigError when the environment says neither."""
     said = os.environ.get(STREAM) or "auto"
     if said not in ("auto", "always", "never"):
         raise ConfigError(f"{STREAM}: expected auto, always or never, got {said!r}")
     if streamed is None and said != "auto":
         streamed = said == "always"
-    needed, free = 2 * 4 * stored_weights(folder), available_bytes()
+    needed = 2 * 4 * stored_weights(folder)
+    free = available_bytes() if device.type == "cpu" else free_bytes(device)
     streams = streamed if streamed is not None else free is not None and needed > free
     room = "not known" if free is None else f"{free / 1e9:.1f} GB"
-    sizes = f"model and candidate {needed / 1e9:.1f} GB in float32, available {room}"
+    sizes = f"model and candidate {needed / 1e9:.1f} GB in float32, available {room} on {device.type}"
     told = "" if streamed is None else ", as told"
     return streams, f"weights {'read from disk layer by layer' if streams else 'in memory'}{told} ({sizes})"
 
@@ -160,14 +167,15 @@ def _streamed_module(folder: Path) -> tuple[Any, tuple[str, ...], Checkpoint]:
     return module.requires_grad_(False).eval(), checkpoint.missing, checkpoint
 
 
-def _attach(module: Any, checkpoint: Checkpoint, slots: tuple[Slot, ...]) -> None:
+def _attach(module: Any, checkpoint: Checkpoint, slots: tuple[Slot, ...], device: torch.device) -> None:
     """Let the module's layers be read when they run, and give it everything else now: all of it is small."""
+    expected = {slot.name: module.get_parameter(slot.name).shape for slot in slots}
     _make_buffers(module)
     large = {slot.name for slot in slots}
     for name, parameter in list(module.named_parameters()):
         if name not in large:
             values = _of_shape(checkpoint.read(name), parameter.shape, name).clone()
-            real = torch.nn.Parameter(values, requires_grad=False)
+            real = torch.nn.Parameter(values.to(device), requires_grad=False)
             for alias in checkpoint.aliases(name):
                 path, _, attribute = alias.rpartition(".")
                 module.get_submodule(path)._parameters[attribute] = real
@@ -177,9 +185,13 @@ def _attach(module: Any, checkpoint: Checkpoint, slots: tuple[Slot, ...]) -> Non
             path, _, attribute = name.rpartition(".")
             values = checkpoint.read(name).to(buffer.dtype)
             module.get_submodule(path)._buffers[attribute] = values.clone()
+    for each in module.modules():
+        for attribute, buffer in each._buffers.items():
+            if buffer is not None:
+                each._buffers[attribute] = buffer.to(device)
 
     def supply(slot: Slot) -> torch.Tensor:
-        return _of_shape(checkpoint.read(slot.name), module.get_parameter(slot.name).shape, slot.name)
+        return _of_shape(checkpoint.read(slot.name), expected[slot.name], slot.name).to(device)
 
     stream(module, slots, supply)
 

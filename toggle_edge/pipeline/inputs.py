@@ -7,8 +7,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
@@ -66,8 +64,6 @@ def prepared_for(
     `relax` weakens the profile's thresholds by that share of their size, before any mode does; `quantiser` and
     `pruner` replace the profile's.
     """
-    # Small models gain nothing from threads, and on a busy machine threads that wait for each other cost much.
-    torch.set_num_threads(1)
     contract = weakened(load_profile(profile), relax)
     if quantiser is not None:
         quantiser_named(quantiser)

@@ -25,7 +25,7 @@ from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
-from toggle_edge.compress.calibration import Calibration
+from toggle_edge.compress.calibration import Calibration, gram_bytes
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import Cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
@@ -35,6 +35,7 @@ from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
 from toggle_edge.falsification import reading_order
 from toggle_edge.model.load import LanguageModel, load_model
+from toggle_edge.model.placement import chosen_device, use_threads
 from toggle_edge.pipeline.standing import standing_of
 from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
@@ -110,7 +111,9 @@ def prepare(
     """
     specification = specification_of(profile)
     report("baseline", 0, 3, "loading the model")
-    model = load_model(model_folder)
+    model = load_model(model_folder, device=chosen_device())
+    threads = use_threads(sum(layer.weights for layer in model.layers))
+    report("model", 1, 1, f"{model.placement}; {threads} thread{'s' if threads > 1 else ''}")
     counts = profile.probes
     loaded = read_probes(
         sources,
@@ -128,7 +131,9 @@ def prepare(
         quantiser=profile.quantiser,
         pruner=profile.pruner,
         # Of the search's texts: the certificate's must stay unseen.
-        calibration=Calibration(model, [probe.tokens for probe in probes.search]),
+        calibration=Calibration(
+            model, [probe.tokens for probe in probes.search], gram_bytes=gram_bytes(model.streamed)
+        ),
         folder=cache_folder() / "layers",
     )
     report("baseline", 1, 3, "search probes")
