@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 from toggle_edge.errors import ModelError
 from toggle_edge.model.discovery import layers_of
 from toggle_edge.model.layers import Layer
+from toggle_edge.model.remaining import Anatomy
+from toggle_edge.model.removal import anatomy_of
 
 _NEEDED = ("config.json", "tokenizer.json")
 
@@ -39,6 +42,11 @@ class LanguageModel:
         """Parameters that no layer covers (norms, biases, routers, positions): they stay in float32."""
         total = sum(parameter.numel() for parameter in self.module.parameters())
         return total - sum(layer.weights for layer in self.layers)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """How it is built, as far as structure can be removed. Raises ConfigError where none can."""
+        return anatomy_of(self.module, self.layers, self.shape.kv_heads)
 
 
 def load_model(folder: Path) -> LanguageModel:
