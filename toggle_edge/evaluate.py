@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from toggle_runtime.records import SATISFIED, ModeSpecification, ModeVerdict
 from toggle_runtime.signals import Outputs, Trace
 from toggle_runtime.verdicts import avgpp, judge, signals_read
 
+from toggle_edge.baseline import stored_baseline
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config
 from toggle_edge.cost import Cost, predicted_cost
@@ -24,7 +26,7 @@ from toggle_edge.falsification import (
 )
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.probes import Probe
-from toggle_edge.signals import baseline_outputs, traces_of
+from toggle_edge.signals import traces_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Evaluation:
 
 class Evaluator:
     """Judges configs on one fixed set of probes, and counts their cost as on `target`. The baseline's outputs are
-    computed once."""
+    computed once, and kept in `folder` if any."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Evaluator:
         probes: Sequence[Probe],
         specification: Mapping[str, ModeSpecification],
         *,
+        folder: Path | None = None,
         target: str = "",
     ) -> None:
         self._model = model
@@ -70,8 +73,8 @@ class Evaluator:
         self._specification, self._target = specification, target
         # The noise floor is a property of a device's runs; on the host nothing is marginal.
         self._no_noise = {name: 0.0 for mode in specification.values() for name in mode.properties}
-        self.baseline: list[Outputs] = baseline_outputs(
-            model.module, probes, free_running="departure" in signals_read(specification)
+        self.baseline: list[Outputs] = stored_baseline(
+            model, probes, folder, free_running="departure" in signals_read(specification)
         )
 
     def traces(self, config: Config) -> list[Trace]:

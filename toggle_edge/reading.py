@@ -8,45 +8,103 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from toggle_runtime.signals import UNDECIDED
 
+from toggle_edge.model.placement import device_of
 from toggle_edge.probes import Probe
 
 BATCH = 16
-"""Probes per forward pass. Bounds memory: attention rows are heads x tokens x tokens per probe."""
+"""Sequences per forward pass where only logits are wanted."""
+
+MOST_PROBES = 64
+LEAST_BYTES, MOST_BYTES = 48 * 2**20, 2**30
+WEIGHTS_SHARE = 16
+
+
+def batch_size(module: torch.nn.Module, probes: Sequence[Probe]) -> int:
+    """Probes per forward pass: as many as a sixteenth of the model's float32 weights has room for, between 48 MiB and
+    1 GiB, at most 64.
+
+    So a model that is read from disk for every batch is read seldom, and a small one stays within a small machine. The
+    rule knows the model and the probes only, never what memory is free: the same probes are always batched alike, since
+    other batches round otherwise.
+    """
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    room = min(max(4 * weights // WEIGHTS_SHARE, LEAST_BYTES), MOST_BYTES)
+    return max(1, min(MOST_PROBES, room // _probe_bytes(module, probes)))
+
+
+def _probe_bytes(module: Any, probes: Sequence[Probe]) -> int:
+    """About what one probe needs beside the weights: what a block computes, what is kept of each, the logits."""
+    config = module.config.get_text_config()
+    tokens, steps = max(len(probe.tokens) for probe in probes), max(probe.steps for probe in probes)
+    width, heads = config.hidden_size, config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    block = tokens * (6 * width + 3 * inner + 3 * heads * tokens)
+    # Attention is compared in float64, three products at a time.
+    compared = 8 * heads * steps * tokens
+    kept = config.num_hidden_layers * steps * (width + heads * tokens)
+    return int(4 * (block + compared + kept + 2 * steps * config.vocab_size))
 
 
 def batches_of(
-    probes: Sequence[Probe],
+    probes: Sequence[Probe], size: int
 ) -> Iterator[tuple[Sequence[Probe], torch.Tensor, torch.Tensor]]:
-    """Probes, their tokens padded to batch x tokens, and the positions of their steps, batch x steps.
+    """Up to `size` probes, their tokens padded to batch x tokens, and the positions of their steps, batch x steps.
 
     A probe with fewer steps than others repeats its last position; what is there is cut off later.
     """
-    for start in range(0, len(probes), BATCH):
-        part = probes[start : start + BATCH]
-        ((tokens, _),) = _batches([list(probe.tokens[:-1]) for probe in part])
-        longest = max(probe.steps for probe in part)
-        positions = [
+    for start in range(0, len(probes), size):
+        part = probes[start : start + size]
+        ((tokens, _),) = _batches([list(probe.tokens[:-1]) for probe in part], size)
+        yield part, tokens, _positions(part)
+
+
+def _positions(probes: Sequence[Probe]) -> torch.Tensor:
+    longest = max(probe.steps for probe in probes)
+    return torch.tensor(
+        [
             [min(probe.prompt_tokens - 1 + step, len(probe.tokens) - 2) for step in range(longest)]
-            for probe in part
+            for probe in probes
         ]
-        yield part, tokens, torch.tensor(positions)
+    )
 
 
-def forward(module: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        logits: torch.Tensor = module(input_ids=tokens, use_cache=False).logits
-    return logits
+def logits_at(module: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The model's logits at the positions, batch x steps x vocabulary, on the model's device.
+
+    The head multiplies what is there only: most logits of a probe are never looked at.
+    """
+    device, selected = device_of(module), False
+    tokens, positions = tokens.to(device), positions.to(device)
+
+    def select(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        nonlocal selected
+        # A model of our own discovery may call its head otherwise; then its logits are cut afterwards.
+        if given and given[0].shape[:2] == tokens.shape:
+            selected = True
+            return (rows_at(given[0], positions), *given[1:])
+        return None
+
+    head = module.get_output_embeddings()
+    hook = None if head is None else head.register_forward_pre_hook(select)
+    try:
+        with torch.inference_mode():
+            logits: torch.Tensor = module(input_ids=tokens, use_cache=False).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return logits if selected else rows_at(logits, positions)
 
 
 def rows_at(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The rows of `values` (batch x tokens x ...) at each probe's positions: a copy, so that the rest can go."""
-    return values[torch.arange(len(positions)).unsqueeze(-1), positions]
+    return values[torch.arange(len(positions), device=positions.device).unsqueeze(-1), positions]
 
 
 def greedy_texts(module: torch.nn.Module, probes: Sequence[Probe]) -> list[NDArray[np.int64]]:
@@ -83,20 +141,20 @@ def choices_along(
         [*probe.tokens[: probe.prompt_tokens], *text[:-1]] for probe, text in zip(probes, read, strict=True)
     ]
     chosen: list[NDArray[np.int64]] = []
-    for batch, _ in _batches(sequences):
-        with torch.inference_mode():
-            logits = module(input_ids=batch, use_cache=False).logits
-        best = torch.where(logits.isfinite().all(-1), logits.argmax(-1), UNDECIDED)
-        for row in best.numpy():
-            probe = probes[len(chosen)]
-            chosen.append(row[probe.prompt_tokens - 1 : len(probe.tokens) - 1].astype(np.int64))
+    for batch, _ in _batches(sequences, batch_size(module, probes)):
+        part = probes[len(chosen) : len(chosen) + len(batch)]
+        logits = logits_at(module, batch, _positions(part))
+        best = torch.where(logits.isfinite().all(-1), logits.argmax(-1), UNDECIDED).cpu()
+        for row, probe in zip(best.numpy(), part, strict=True):
+            chosen.append(row[: probe.steps].astype(np.int64))
     return chosen
 
 
 def perplexity(module: torch.nn.Module, sequences: Sequence[Sequence[int]]) -> float:
     """Token perplexity: exp of the mean negative log-likelihood of every token after the first."""
-    total, count = 0.0, 0
-    for batch, mask in _batches([list(sequence) for sequence in sequences]):
+    total, count, device = 0.0, 0, device_of(module)
+    for batch, mask in _batches([list(sequence) for sequence in sequences], BATCH):
+        batch, mask = batch.to(device), mask.to(device)
         with torch.inference_mode():
             logs = module(input_ids=batch, use_cache=False).logits.log_softmax(-1)
         losses = -logs[:, :-1].gather(-1, batch[:, 1:].unsqueeze(-1)).squeeze(-1)
@@ -105,9 +163,9 @@ def perplexity(module: torch.nn.Module, sequences: Sequence[Sequence[int]]) -> f
     return math.exp(total / count)
 
 
-def _batches(sequences: Sequence[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for start in range(0, len(sequences), BATCH):
-        part = sequences[start : start + BATCH]
+def _batches(sequences: Sequence[list[int]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(sequences), size):
+        part = sequences[start : start + size]
         longest = max(len(sequence) for sequence in part)
         tokens = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in part])
         mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in part])

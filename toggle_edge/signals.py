@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from toggle_runtime.signals import FAR, Outputs, Trace, departure, exact_trace
 
+from toggle_edge.model.placement import device_of
 from toggle_edge.model.recording import recording
 from toggle_edge.probes import Probe
-from toggle_edge.reading import BATCH, batches_of, choices_along, forward, greedy_texts, rows_at
+from toggle_edge.reading import batch_size, batches_of, choices_along, greedy_texts, logits_at, rows_at
 
 
 def baseline_outputs(
@@ -26,23 +27,24 @@ def baseline_outputs(
     Each probe's keys are the tokens that its last step sees. `free_running` adds the greedy text, which only the
     signal `departure` needs and which costs several more passes.
     """
-    texts = greedy_texts(module, probes) if free_running else [None] * len(probes)
-    outputs: list[Outputs] = []
-    for part, tokens, positions in batches_of(probes):
+    return list(each_output(module, probes, free_running=free_running))
+
+
+def each_output(
+    module: torch.nn.Module, probes: Sequence[Probe], *, free_running: bool = False
+) -> Iterator[Outputs]:
+    """The same one after the other, each batch computed when its first is asked for."""
+    texts = iter(greedy_texts(module, probes) if free_running else [None] * len(probes))
+    for part, tokens, positions in batches_of(probes, batch_size(module, probes)):
         logits, attention, hidden = _whole_outputs(module, tokens, positions)
         for row, probe in enumerate(part):
             steps, keys = probe.steps, len(probe.tokens) - 1
-            outputs.append(
-                Outputs(
-                    logits[row, :steps].numpy(),
-                    torch.stack(
-                        [layer[row, :steps, :, :keys].transpose(0, 1) for layer in attention]
-                    ).numpy(),
-                    torch.stack([layer[row, :steps] for layer in hidden]).numpy(),
-                    texts[len(outputs)],
-                )
+            yield Outputs(
+                logits[row, :steps].numpy(),
+                torch.stack([layer[row, :steps, :, :keys].transpose(0, 1) for layer in attention]).numpy(),
+                torch.stack([layer[row, :steps] for layer in hidden]).numpy(),
+                next(texts),
             )
-    return outputs
 
 
 def _whole_outputs(
@@ -51,16 +53,22 @@ def _whole_outputs(
     """At the positions: logits, then of each layer attention (batch x steps x heads x tokens) and hidden states."""
     attention: list[torch.Tensor] = []
     hidden: list[torch.Tensor] = []
+    there = positions.to(device_of(module))
 
     def on_attention(_: int, weights: torch.Tensor) -> None:
-        attention.append(rows_at(weights.transpose(1, 2), positions))
+        attention.append(_home(rows_at(weights.transpose(1, 2), there)))
 
     def on_hidden(_: int, states: torch.Tensor) -> None:
-        hidden.append(rows_at(states, positions))
+        hidden.append(_home(rows_at(states, there)))
 
     with recording(module, on_attention, on_hidden):
-        logits = rows_at(forward(module, tokens), positions)
+        logits = _home(logits_at(module, tokens, positions))
     return logits, attention, hidden
+
+
+def _home(values: torch.Tensor) -> torch.Tensor:
+    """Whatever the model computes on and in: float32 here."""
+    return values.to("cpu", torch.float32)
 
 
 def traces_of(module: torch.nn.Module, probes: Sequence[Probe], baseline: Sequence[Outputs]) -> list[Trace]:
@@ -78,8 +86,9 @@ def each_trace(
 
     A layer's attention and hidden states are compared with the baseline's while they pass by.
     """
-    for start in range(0, len(probes), BATCH):
-        part, references = probes[start : start + BATCH], baseline[start : start + BATCH]
+    size = batch_size(module, probes) if probes else 1
+    for start in range(0, len(probes), size):
+        part, references = probes[start : start + size], baseline[start : start + size]
         texts = [reference.choices for reference in references]
         greedy = [text for text in texts if text is not None]
         choices = choices_along(module, part, greedy) if len(greedy) == len(part) else [None] * len(part)
@@ -92,27 +101,29 @@ def _batch_traces(
     baseline: Sequence[Outputs],
     choices: Sequence[NDArray[np.int64] | None],
 ) -> Iterator[Trace]:
-    ((_, tokens, positions),) = batches_of(probes)
-    far = torch.arange(tokens.shape[1]) < (positions - FAR).unsqueeze(-1)
+    ((_, tokens, positions),) = batches_of(probes, len(probes))
+    positions = positions.to(device_of(module))
+    far = torch.arange(tokens.shape[1], device=positions.device) < (positions - FAR).unsqueeze(-1)
     layers: dict[str, list[torch.Tensor]] = {"attention": [], "attention_far": [], "context": []}
 
     def on_attention(layer: int, weights: torch.Tensor) -> None:
         ours = rows_at(weights.transpose(1, 2), positions)
-        theirs = _stacked(
-            [reference.attention[layer].transpose(1, 0, 2) for reference in baseline], ours.shape
-        )
+        theirs = _stacked([reference.attention[layer].transpose(1, 0, 2) for reference in baseline], ours)
         near, distant = _cosines(theirs, ours, far)
         layers["attention"].append(near)
         layers["attention_far"].append(torch.where(far.any(-1) | distant.isnan(), distant, 1.0))
 
     def on_hidden(layer: int, states: torch.Tensor) -> None:
         ours = rows_at(states, positions)
-        theirs = _stacked([reference.hidden[layer] for reference in baseline], ours.shape)
+        theirs = _stacked([reference.hidden[layer] for reference in baseline], ours)
         layers["context"].append(_cosine(theirs.double(), ours.double()))
 
     with recording(module, on_attention, on_hidden):
-        logits = rows_at(forward(module, tokens), positions)
-    by_layer = {name: torch.stack(rows, dim=1) for name, rows in layers.items()}  # batch x layers x steps
+        logits = logits_at(module, tokens, positions)
+    far = far.cpu()
+    by_layer = {
+        name: torch.stack(rows, dim=1).cpu() for name, rows in layers.items()
+    }  # batch x layers x steps
     for row, (probe, reference) in enumerate(zip(probes, baseline, strict=True)):
         steps = probe.steps
         own = {name: rows[row, :, :steps] for name, rows in by_layer.items()}
@@ -132,24 +143,24 @@ def _batch_traces(
 
 def _token_signals(probe: Probe, baseline: Outputs, logits: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the next-token distributions say."""
-    baseline_log = torch.from_numpy(baseline.logits).double().log_softmax(-1)
+    baseline_log = torch.from_numpy(baseline.logits).to(logits.device).double().log_softmax(-1)
     candidate_log = logits.double().log_softmax(-1)
-    signals = {"jsd": _jensen_shannon_bits(baseline_log, candidate_log)}
+    signals = {"jsd": _jensen_shannon_bits(baseline_log, candidate_log).cpu()}
     if probe.answer_steps:
-        gold = torch.tensor(probe.continuation).unsqueeze(-1)
-        ratio = (candidate_log - baseline_log).gather(-1, gold).squeeze(-1).exp()
+        gold = torch.tensor(probe.continuation, device=logits.device).unsqueeze(-1)
+        ratio = (candidate_log.gather(-1, gold) - baseline_log.gather(-1, gold)).squeeze(-1).exp().cpu()
         answer = torch.zeros(probe.steps, dtype=torch.bool)
         answer[list(probe.answer_steps)] = True
         signals["factual"] = torch.where(answer, ratio, torch.ones_like(ratio))
     return signals
 
 
-def _stacked(rows: Sequence[NDArray[np.float32]], shape: Sequence[int]) -> torch.Tensor:
-    """Arrays of different sizes in one, zeros where they have nothing."""
-    stacked = torch.zeros(tuple(shape))
+def _stacked(rows: Sequence[NDArray[np.float32]], like: torch.Tensor) -> torch.Tensor:
+    """Arrays of different sizes in one of the size and the device of `like`, float32, zeros where they have nothing."""
+    stacked = torch.zeros(like.shape)
     for index, row in enumerate(rows):
         stacked[index][tuple(slice(size) for size in row.shape)] = torch.from_numpy(row)
-    return stacked
+    return stacked.to(like.device)
 
 
 def _cosines(

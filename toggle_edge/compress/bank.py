@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from toggle_edge.compress.calibration import Calibration, InputStatistics
+from toggle_edge.compress.candidate import Candidate, Wanted, is_held
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.prune import pruner_named
-from toggle_edge.compress.quantise import CompressedLayer, dequantise, quantise, quantiser_named
+from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import LanguageModel
-from toggle_edge.model.weights import weight_of
 
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A layer as a config asks for it."""
-
-    name: str
-    format: Format
-    sparsity: float
+LENT_BYTES = 16 * 2**20
+"""The same where they lie on disk and a candidate holds no weights: reading them again is a small part of a batch."""
 
 
 class LayerBank:
     """Holds a model's compressed layers, and one copy of the model whose weights follow the assembled config.
 
     With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
-    In memory at most `memory_bytes` of them are held. The baseline's module is never written to, so a candidate cannot
-    be compared with itself. Weights are pruned before they are quantised. Raises ConfigError for an unknown quantiser
-    or pruner, or a calibrated one without a calibration.
+    In memory at most `memory_bytes` of them are held, by default `MEMORY_BYTES` or `LENT_BYTES`. The baseline's module
+    is never written to, so a candidate cannot be compared with itself. Weights are pruned before they are quantised.
+    Raises ConfigError for an unknown quantiser or pruner, or a calibrated one without a calibration.
     """
 
     def __init__(
@@ -49,7 +41,7 @@ class LayerBank:
         pruner: str = "magnitude",
         calibration: Calibration | None = None,
         folder: Path | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int | None = None,
     ) -> None:
         self._chosen, self._prune = quantiser_named(quantiser), pruner_named(pruner)
         for kind, name, chosen in (
@@ -59,21 +51,25 @@ class LayerBank:
             if chosen and calibration is None:
                 raise ConfigError(f"{kind} {name}: needs a calibration: texts to run the model on")
         self._model, self._quantiser, self._pruner = model, quantiser, pruner
-        self._calibration = calibration
-        self._folder, self._memory_bytes = folder, memory_bytes
+        self._calibration, self._folder = calibration, folder
+        usual = MEMORY_BYTES if folder is None or is_held(model) else LENT_BYTES
+        self._memory_bytes = usual if memory_bytes is None else memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
-        self._baseline = {layer.name: weight_of(model.module, layer) for layer in model.layers}
-        self._candidate = copy.deepcopy(model.module)
-        self._weights = {layer.name: weight_of(self._candidate, layer) for layer in model.layers}
-        self._held: OrderedDict[_Wanted, CompressedLayer] = OrderedDict()
+        self._baseline = {layer.name: layer for layer in model.layers}
+        self._held: OrderedDict[Wanted, CompressedLayer] = OrderedDict()
         self._digests: dict[str, str] = {}
-        self._assembled: dict[str, _Wanted | None] = dict.fromkeys(self._layers)
+        self._candidate = Candidate(model, self.wanted)
 
     def layer(self, name: str, fmt: Format, sparsity: float = 0.0) -> CompressedLayer:
         """One layer in one format and sparsity. Raises ConfigError for an unknown layer, or what it cannot be."""
-        if name not in self._baseline:
-            raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
-        wanted = _Wanted(name, fmt, sparsity)
+        return self.wanted(Wanted(name, fmt, sparsity))
+
+    def wanted(self, wanted: Wanted) -> CompressedLayer:
+        """The same, of a layer as a config asks for it."""
+        if wanted.name not in self._baseline:
+            raise ConfigError(
+                f"config: the model has no layer {wanted.name!r}; its layers are {list(self._layers)}"
+            )
         if wanted not in self._held:
             self._held[wanted] = self._kept(wanted)
             # The one just asked for stays, however large it is.
@@ -82,13 +78,13 @@ class LayerBank:
         self._held.move_to_end(wanted)
         return self._held[wanted]
 
-    def _kept(self, wanted: _Wanted) -> CompressedLayer:
+    def _kept(self, wanted: Wanted) -> CompressedLayer:
         # A format that stores the weights as they are is as quickly made as read.
         if self._folder is None or wanted.format.is_float:
             return self._compressed(wanted)
         name, calibration = wanted.name, ""
         if name not in self._digests:
-            self._digests[name] = weights_digest(self._baseline[name])
+            self._digests[name] = weights_digest(self._model.weight(self._baseline[name]))
         pruned = wanted.sparsity > 0
         if self._calibration is not None and (self._chosen.calibrated or (pruned and self._prune.calibrated)):
             # The inputs of a layer depend on all layers before it.
@@ -103,9 +99,10 @@ class LayerBank:
         )
         return entry(self._folder, key, lambda: self._compressed(wanted))
 
-    def _compressed(self, wanted: _Wanted) -> CompressedLayer:
-        weight, name = self._baseline[wanted.name], wanted.name
+    def _compressed(self, wanted: Wanted) -> CompressedLayer:
+        name = wanted.name
         try:
+            weight = self._model.weight(self._baseline[name])
             if wanted.sparsity > 0:
                 statistics = self._statistics(name) if self._prune.calibrated else None
                 weight = self._prune.prune(weight, wanted.sparsity, statistics)
@@ -131,16 +128,10 @@ class LayerBank:
             )
 
     def assemble(self, config: Config) -> torch.nn.Module:
-        """The model with the config's dequantised weights. Valid until the next call: weights are swapped in place."""
+        """The model with the config's dequantised weights. Valid until the next call: they are swapped in place, or
+        made from the layers here whenever the module runs."""
         self._require_layers(config)
-        sparsities = dict(config.sparsities)
-        for name, fmt in config:
-            wanted = _Wanted(name, fmt, sparsities.get(name, 0.0))
-            if self._assembled[name] != wanted:
-                with torch.no_grad():
-                    self._weights[name].copy_(dequantise(self.layer(name, fmt, wanted.sparsity)))
-                self._assembled[name] = wanted
-        return self._candidate
+        return self._candidate.assemble(config)
 
 
 def _bytes_of(layer: CompressedLayer) -> int:

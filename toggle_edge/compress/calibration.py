@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from toggle_edge.errors import ConfigError
-from toggle_edge.model.layer_inputs import watching
+from toggle_edge.model.layer_inputs import is_slice, watching
 from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.placement import device_of
 
 GRAM_BYTES = 2**30
 """Memory for Gram matrices at a time. A layer whose own is larger gets it all the same, alone."""
+
+STREAMED_TOKENS = 2048
+"""Tokens per forward pass where every pass reads the whole model from disk."""
 
 _VERSION = "inputs-1"
 
@@ -35,7 +41,8 @@ class InputStatistics:
 class Calibration:
     """Statistics of a model's layers over token sequences, computed when they are first asked for.
 
-    Every sequence is one forward pass of the baseline. Of the Gram matrices only as many are held as fit into
+    Every sequence is one forward pass of the baseline; of a model that is read from disk layer by layer several are,
+    padded, and the padding is not counted. Of the Gram matrices only as many are held as fit into
     `gram_bytes`; asking for layers in the model's order takes the fewest passes. `digest` names the sequences.
     Raises ConfigError without a sequence, or when one is empty.
     """
@@ -53,7 +60,11 @@ class Calibration:
         self._looked_up = {
             layer.name for layer in model.layers if layer.role == "embedding" and layer.multiplied
         }
-        self._device = next(model.module.parameters()).device
+        self._device = device_of(model.module)
+        # An expert that is a module of its own is shown rows of which nobody can say which are padding.
+        self._batched = model.streamed and all(
+            layer.expert is None or is_slice(layer) for layer in model.layers
+        )
         self._squares: dict[str, InputStatistics] = {}
         self._sources: dict[str, str] = {}
         self._grams: dict[str, torch.Tensor] = {}
@@ -151,7 +162,51 @@ class Calibration:
     ) -> None:
         """Run the model over the sequences and show each layer's inputs."""
         watched = [self._layers[name] for name in names]
-        with watching(self._model.module, watched, see), torch.inference_mode():
-            for sequence in self._sequences[:1] if first_only else self._sequences:
-                tokens = torch.tensor([sequence[:8] if first_only else sequence], device=self._device)
-                self._model.module(input_ids=tokens, use_cache=False)
+        sequences = [self._sequences[0][:8]] if first_only else list(self._sequences)
+        real = torch.ones(1, dtype=torch.bool)
+
+        def see_real(name: str, inputs: torch.Tensor) -> None:
+            # Experts see only what is routed to them, and that is none of the padding.
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            see(name, flat[real.flatten()] if len(flat) == real.numel() else flat)
+
+        padded = len(sequences) > 1 and self._batched
+        with (
+            watching(
+                self._model.module, watched, see_real if padded else see, lambda: real if padded else None
+            ),
+            _few_logits(self._model.module),
+            torch.inference_mode(),
+        ):
+            for part in _parts(sequences, STREAMED_TOKENS if padded else 0):
+                longest = max(map(len, part))
+                rows = [[*sequence, *[0] * (longest - len(sequence))] for sequence in part]
+                lengths = torch.tensor([[len(sequence)] for sequence in part], device=self._device)
+                real = torch.arange(longest, device=self._device) < lengths
+                self._model.module(input_ids=torch.tensor(rows, device=self._device), use_cache=False)
+
+
+def _parts(sequences: Sequence[Sequence[int]], tokens: int) -> Iterator[list[Sequence[int]]]:
+    """Sequences together, padded at most to so many tokens, or one where it is longer."""
+    part: list[Sequence[int]] = []
+    for sequence in sequences:
+        longest = max([len(sequence), *map(len, part)])
+        if part and longest * (len(part) + 1) > tokens:
+            yield part
+            part = []
+        part.append(sequence)
+    yield part
+
+
+@contextmanager
+def _few_logits(module: Any) -> Iterator[None]:
+    """Within it the head, once it was seen, multiplies one position only: nobody looks at logits here."""
+    head = module.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][..., -1:, :], *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()

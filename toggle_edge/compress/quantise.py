@@ -128,8 +128,8 @@ def dequantise(layer: CompressedLayer) -> torch.Tensor:
         centred -= 1 << layer.format.bits - 1
     else:
         centred -= layer.zero_points.to(torch.float32).unsqueeze(-1)
-    weights = centred * layer.scales.unsqueeze(-1)
-    return weights.reshape(layer.rows, -1)[:, : layer.columns].contiguous()
+    centred *= layer.scales.unsqueeze(-1)  # in place: a large layer is not there twice
+    return centred.reshape(layer.rows, -1)[:, : layer.columns].contiguous()
 
 
 def _as_float(weight: torch.Tensor, fmt: Format) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from toggle_edge.errors import ModelError
 from toggle_edge.model.architectures import ARCHITECTURES, SAME_INPUT, Architecture
 from toggle_edge.model.layers import Layer
+from toggle_edge.model.placement import device_of
 from toggle_edge.model.recording import recording
 from toggle_edge.model.weights import Matrix, matrices_of, weight_of
 
@@ -58,9 +59,17 @@ def layers_of(module: torch.nn.Module) -> tuple[Layer, ...]:
             f"model architecture {kind}: expected an embedding and blocks with layers; "
             f"{_found(module, matrices, architecture)}"
         )
-    if known is None:
-        _require_signals(module, _found(module, matrices, architecture))
+    if not any(parameter.is_meta for parameter in module.parameters()):
+        require_signals(module)
     return layers
+
+
+def require_signals(module: torch.nn.Module) -> None:
+    """Raises ModelError for an architecture that is not in the registry unless a forward pass shows attention maps and
+    hidden states of every block. `layers_of` asks for it, unless the module has no weights yet."""
+    kind, matrices = _config(module).model_type, tuple(matrices_of(module))
+    if kind not in ARCHITECTURES:
+        _require_signals(module, _found(module, matrices, _discovered(module, matrices)))
 
 
 def _layers(module: torch.nn.Module, matrix: Matrix, role: str) -> Iterator[Layer]:
@@ -141,7 +150,7 @@ def _require_signals(module: Any, found: str) -> None:
     config = _config(module)
     attention: dict[int, tuple[int, ...]] = {}
     hidden: dict[int, tuple[int, ...]] = {}
-    tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long, device=next(module.parameters()).device)
+    tokens = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long, device=device_of(module))
     try:
         with (
             torch.inference_mode(),

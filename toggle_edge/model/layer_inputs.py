@@ -11,14 +11,16 @@ import torch
 from toggle_edge.model.layers import Layer
 
 See = Callable[[str, torch.Tensor], None]
+Real = Callable[[], torch.Tensor | None]
 
 
 @contextmanager
-def watching(module: Any, layers: Collection[Layer], see: See) -> Iterator[None]:
+def watching(module: Any, layers: Collection[Layer], see: See, real: Real = lambda: None) -> Iterator[None]:
     """Within it, each forward pass calls `see(layer name, inputs)`, inputs being ... x columns, as each layer is read.
 
     A tied embedding's inputs are its head's. An embedding that is only looked up multiplies nothing and is never seen,
-    nor is an expert to which no token is routed.
+    nor is an expert to which no token is routed. `real` may give a mask, batch x tokens, false at padding, which is not
+    shown to experts in one parameter; others' inputs are shown whole.
     """
     hooks = []
     mixtures: dict[str, list[Layer]] = {}
@@ -30,7 +32,7 @@ def watching(module: Any, layers: Collection[Layer], see: See) -> Iterator[None]
                 owner.register_forward_pre_hook(lambda _, given, name=layer.name: see(name, given[0]))
             )
     for path, experts in mixtures.items():
-        hooks.append(module.get_submodule(path).register_forward_pre_hook(_experts_hook(experts, see)))
+        hooks.append(module.get_submodule(path).register_forward_pre_hook(_experts_hook(experts, see, real)))
     try:
         yield
     finally:
@@ -52,13 +54,16 @@ def multiplying_module(module: Any, name: str) -> Any:
     return head if head is not None and head.weight is owner.weight else None
 
 
-def _experts_hook(layers: Collection[Layer], see: See) -> Callable[[Any, Any], None]:
+def _experts_hook(layers: Collection[Layer], see: See, real: Real) -> Callable[[Any, Any], None]:
     """Experts in one parameter have no modules to hook: what enters each, and what enters its second matrix, is
     computed once more, as the module itself does."""
     wanted = {(layer.role, layer.expert): layer.name for layer in layers}
 
     def hook(owner: Any, given: tuple[torch.Tensor, ...]) -> None:
         states, chosen = given[0].flatten(0, -2), given[1].flatten(0, -2)
+        mask = real()
+        if mask is not None:
+            states, chosen = states[mask.flatten()], chosen[mask.flatten()]
         for expert in sorted({number for _, number in wanted if number is not None}):
             routed = states[(chosen == expert).any(-1)]
             if not len(routed):

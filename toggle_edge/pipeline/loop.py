@@ -23,7 +23,7 @@ from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
-from toggle_edge.cache import cache_folder
+from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.config import FP16, Config, Format
@@ -132,9 +132,10 @@ def prepare(
         folder=cache_folder() / "layers",
     )
     report("baseline", 1, 3, "search probes")
-    evaluator = Evaluator(model, bank, probes.search, specification, target=target)
+    kept = baselines_folder()
+    evaluator = Evaluator(model, bank, probes.search, specification, folder=kept, target=target)
     report("baseline", 2, 3, "certificate probes")
-    certifier = Evaluator(model, bank, probes.certificate, specification, target=target)
+    certifier = Evaluator(model, bank, probes.certificate, specification, folder=kept, target=target)
     report("baseline", 3, 3, f"{counts.search} search + {counts.certificate} certificate probes")
     return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier, target)
 
@@ -179,7 +180,9 @@ def sensitivity_of(prepared: Prepared, report: Reporter) -> dict[str, float]:
     """AvgPP lost per weight when one layer alone goes to the menu's lowest format, all others untouched."""
     lowest = prepared.menu()[0]
     probes = prepared.probes.search[:SENSITIVITY_PROBES]
-    evaluator = Evaluator(prepared.model, prepared.bank, probes, prepared.specification)
+    evaluator = Evaluator(
+        prepared.model, prepared.bank, probes, prepared.specification, folder=baselines_folder()
+    )
     losses = {}
     for index, layer in enumerate(prepared.model.layers):
         formats = {**dict(prepared.baseline), layer.name: lowest}

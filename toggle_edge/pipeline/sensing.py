@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_edge.cache import baselines_folder
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import predicted_cost
 from toggle_edge.errors import ConfigError
@@ -55,7 +56,9 @@ def run_sensitivity(options: SensitivityOptions, report: Reporter) -> Sensitivit
             "formats: expected at least one of fewer bits than fp16, such as int4-g32; got none"
         )
     probes = prepared.probes.search[: options.count]
-    evaluator = Evaluator(prepared.model, prepared.bank, probes, prepared.specification)
+    evaluator = Evaluator(
+        prepared.model, prepared.bank, probes, prepared.specification, folder=baselines_folder()
+    )
     entries = tuple(_sensed(prepared, evaluator, formats, mode, report))
     with workspace(options.output) as folder:
         name = f"{prepared.model.folder.resolve().name}-{prepared.profile.name}"

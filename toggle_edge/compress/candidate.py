@@ -1,0 +1,115 @@
+"""A module with a config's weights. A small model's are held, a large one's are made when a layer is about to run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from toggle_edge.compress.quantise import CompressedLayer, dequantise
+from toggle_edge.config import FP32, Config, Format
+from toggle_edge.model.layers import Layer
+from toggle_edge.model.load import LanguageModel
+from toggle_edge.model.placement import device_of
+from toggle_edge.model.streaming import Slot, shared_copy, slots_of, stream
+from toggle_edge.model.weights import weight_of
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A layer as a config asks for it."""
+
+    name: str
+    format: Format
+    sparsity: float = 0.0
+
+
+HELD_BYTES = 64 * 2**20
+"""Float32 weights of layers up to this size are held a second time; more are dequantised for every batch."""
+
+
+def is_held(model: LanguageModel) -> bool:
+    """Whether a candidate of the model holds weights of its own."""
+    return not model.streamed and 4 * sum(layer.weights for layer in model.layers) <= HELD_BYTES
+
+
+class Candidate:
+    """One module whose weights follow the config that was assembled last.
+
+    What the config leaves as it is, norms, biases and weights that its format stores without loss, are the baseline's
+    own where weights are not held. The baseline's module is never written to.
+    """
+
+    def __init__(self, model: LanguageModel, compressed: Callable[[Wanted], CompressedLayer]) -> None:
+        self._model, self._compressed = model, compressed
+        self._held = is_held(model)
+        self._wanted: dict[str, Wanted] = {}
+        self._lossless: dict[tuple[str, Format], bool] = {}
+        if self._held:
+            self.module = copy.deepcopy(model.module)
+            self._weights = {layer.name: weight_of(self.module, layer) for layer in model.layers}
+        else:
+            self.module = shared_copy(model.module)
+            self._device = device_of(model.module)
+            stream(self.module, slots_of(self.module, model.layers), self._supplied)
+
+    def assemble(self, config: Config) -> torch.nn.Module:
+        """The module with the config's weights, valid until the next call.
+
+        All layers are compressed here, also where they are dequantised later: what cannot be is said now.
+        """
+        formats, sparsities = dict(config), dict(config.sparsities)
+        for layer in self._model.layers:
+            wanted = Wanted(layer.name, formats[layer.name], sparsities.get(layer.name, 0.0))
+            if self._wanted.get(layer.name) == wanted:
+                continue
+            self._wanted[layer.name] = wanted
+            try:
+                if self._held:
+                    with torch.no_grad():
+                        self._weights[layer.name].copy_(dequantise(self._compressed(wanted)))
+                elif not self._is_lossless(layer):
+                    self._compressed(wanted)
+            except BaseException:
+                # Its weights are still the ones of before, so the next config must not take them for these.
+                del self._wanted[layer.name]
+                raise
+        return self.module
+
+    def _supplied(self, slot: Slot) -> torch.Tensor:
+        """A slot's weights as the module keeps them."""
+        if all(self._is_lossless(layer) for layer in slot.layers):
+            return self._own(slot)
+        if slot.layers[0].name + ".weight" == slot.name:
+            weight = self._dequantised(slot.layers[0])
+            turned = isinstance(self.module.get_submodule(slot.owners[0]), Conv1D)
+            return weight.T.contiguous() if turned else weight
+        first = slot.layers[0]
+        stacked = torch.empty(len(slot.layers), first.rows, first.columns, device=self._device)
+        for index, layer in enumerate(slot.layers):
+            stacked[index] = self._dequantised(layer)
+        return stacked
+
+    def _own(self, slot: Slot) -> torch.Tensor:
+        if self._model.checkpoint is None:
+            return self._model.module.get_parameter(slot.name).data
+        return self._model.checkpoint.read(slot.name).to(self._device)
+
+    def _dequantised(self, layer: Layer) -> torch.Tensor:
+        return dequantise(self._compressed(self._wanted[layer.name])).to(self._device)
+
+    def _is_lossless(self, layer: Layer) -> bool:
+        """Whether the format stores this layer's weights exactly; a NaN is left to the layer bank."""
+        wanted = self._wanted[layer.name]
+        fmt = wanted.format
+        if wanted.sparsity > 0 or not fmt.is_float or fmt == FP32:
+            return wanted.sparsity == 0 and fmt.is_float
+        key = (layer.name, fmt)
+        if key not in self._lossless:
+            weight: Any = self._model.weight(layer)
+            self._lossless[key] = all(torch.equal(rows.half().float(), rows) for rows in weight.split(256))
+        return self._lossless[key]
