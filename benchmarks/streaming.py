@@ -139,7 +139,9 @@ def run(folder: Path, group: str, threads: int) -> dict[str, object]:
         [*command, *(["--group", group] if group else [])], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(f"the process ended with {done.returncode} (-9: killed for lack of memory)\n{done.stderr}")
+        raise SystemExit(
+            f"the process ended with {done.returncode} (-9: killed for lack of memory)\n{done.stderr}"
+        )
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -161,7 +163,9 @@ def main() -> int:
         if not (folder / "config.json").is_file():
             save_model(folder)
         limit, ratios = int(arguments.gigabytes * 1e9), []
-        print("| run | import | load | baseline | compress | evaluate | total | own memory | group's peak | AvgPP |")
+        print(
+            "| run | import | load | baseline | compress | evaluate | total | own memory | group's peak | AvgPP |"
+        )
         print("|---|---|---|---|---|---|---|---|---|---|")
         for _ in range(arguments.repeats):
             free = run(folder, "", arguments.threads)
@@ -179,7 +183,9 @@ def main() -> int:
 
 def show(name: str, found: dict[str, object], peak: int | None) -> None:
     seconds: dict[str, float] = found["seconds"]  # type: ignore[assignment]
-    parts = " | ".join(f"{seconds[part]:.1f} s" for part in ("import", "load", "baseline", "compress", "evaluate"))
+    parts = " | ".join(
+        f"{seconds[part]:.1f} s" for part in ("import", "load", "baseline", "compress", "evaluate")
+    )
     group = "–" if peak is None else f"{peak / 1e9:.2f} GB"
     print(
         f"| {name} | {parts} | {found['total']:.1f} s | {found['anonymous'] / 1e9:.2f} GB | {group} "  # type: ignore[operator]

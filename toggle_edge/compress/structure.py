@@ -17,8 +17,15 @@ from toggle_edge.errors import ConfigError
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.recording import block_streams
-from toggle_edge.model.remaining import CHANNEL_COLUMNS, GROUP_COLUMNS, Anatomy, block_of, require_fits
-from toggle_edge.model.weights import weight_of
+from toggle_edge.model.remaining import (
+    CHANNEL_COLUMNS,
+    GROUP_COLUMNS,
+    GROUP_ROWS,
+    Anatomy,
+    block_of,
+    require_fits,
+)
+from toggle_edge.model.removal import cut, kept_columns
 from toggle_edge.structure import Kept, KeptBlock, Structure
 
 
@@ -38,6 +45,23 @@ class Ranking:
         require_fits(anatomy, structure)
         remaining = [block for block in range(anatomy.blocks) if block not in structure.removed_blocks]
         return Kept(anatomy.blocks, tuple(self._kept_block(anatomy, structure, block) for block in remaining))
+
+    def weight(self, layer: Layer, kept: int) -> torch.Tensor:
+        """What a layer's weights are, outputs x inputs, once its block keeps so many kv groups or channels; 0 is all.
+        Not to be written to."""
+        whole = self._model.weight(layer)
+        return cut(whole, layer, self._model.anatomy, self._narrowed(layer, kept)) if kept else whole
+
+    def columns(self, layer: Layer, kept: int) -> list[int] | None:
+        """Which inputs of the layer remain then, None for all."""
+        return kept_columns(layer, self._model.anatomy, self._narrowed(layer, kept)) if kept else None
+
+    def _narrowed(self, layer: Layer, kept: int) -> KeptBlock:
+        block = block_of(layer.name) or 0
+        of_groups = layer.role in (*GROUP_ROWS, *GROUP_COLUMNS)
+        counts = ((block, kept),)
+        structure = Structure(kv_groups=counts) if of_groups else Structure(channels=counts)
+        return self._kept_block(self._model.anatomy, structure, block)
 
     def _kept_block(self, anatomy: Anatomy, structure: Structure, block: int) -> KeptBlock:
         groups = self._first(
@@ -60,7 +84,10 @@ class Ranking:
         return tuple(sorted(self._orders[layer.name][:count]))
 
     def _order(self, layer: Layer, units: int) -> tuple[int, ...]:
-        squares = weight_of(self._model.module, layer).double().square().sum(dim=0)
+        # In float64 by parts: a large matrix is not copied at twice its size.
+        weight = self._model.weight(layer)
+        parts = (weight[start : start + 1024] for start in range(0, len(weight), 1024))
+        squares = torch.stack([part.double().square().sum(dim=0) for part in parts]).sum(dim=0)
         statistics = None if self._calibration is None else self._calibration.statistics(layer.name)
         if statistics is not None:
             squares = squares * statistics.mean_square.to(squares)

@@ -85,17 +85,23 @@ def kept_columns(layer: Layer, anatomy: Anatomy, kept: KeptBlock) -> list[int] |
     return None
 
 
-def without(module: torch.nn.Module, anatomy: Anatomy, kept: Kept) -> torch.nn.Module:
-    """A copy of the module in which only what is kept exists. Tensors of what is removed are never copied."""
+def without(
+    module: torch.nn.Module, anatomy: Anatomy, kept: Kept, memo: dict[int, Any] | None = None
+) -> torch.nn.Module:
+    """A copy of the module in which only what is kept exists. Tensors of what is removed are never copied.
+
+    Given a `memo` as of `copy.deepcopy`, what is in it is shared, and narrowed weights have a shape and no content.
+    """
     remaining = {each.block: each for each in kept.remaining}
     path = list_of_blocks(anatomy.layers)
     blocks: Any = module.get_submodule(path)
     # What deepcopy finds in its memo it takes for copied already.
-    copied: dict[int, Any] = {}
+    copied: dict[int, Any] = {} if memo is None else memo
     for layer in anatomy.layers:
         block = block_of(layer.name)
         if block is not None and block in remaining:
-            _cut_parameters(module.get_submodule(layer.name), layer, anatomy, remaining[block], copied)
+            owner = module.get_submodule(layer.name)
+            _cut_parameters(owner, layer, anatomy, remaining[block], copied, empty=memo is not None)
     copied[id(blocks)] = torch.nn.ModuleList(copy.deepcopy(blocks[number], copied) for number in kept.numbers)
     found: Any = copy.deepcopy(module, copied)
     _renumber(found, path, kept)
@@ -107,13 +113,14 @@ def without(module: torch.nn.Module, anatomy: Anatomy, kept: Kept) -> torch.nn.M
 
 
 def _cut_parameters(
-    owner: Any, layer: Layer, anatomy: Anatomy, kept: KeptBlock, copied: dict[int, Any]
+    owner: Any, layer: Layer, anatomy: Anatomy, kept: KeptBlock, copied: dict[int, Any], *, empty: bool
 ) -> None:
     rows = kept_rows(layer, anatomy, kept)
     if rows is None and kept_columns(layer, anatomy, kept) is None:
         return
     turned = isinstance(owner, Conv1D)
-    weight = cut(owner.weight.data.T if turned else owner.weight.data, layer, anatomy, kept)
+    whole = owner.weight.data.to("meta") if empty else owner.weight.data
+    weight = cut(whole.T if turned else whole, layer, anatomy, kept)
     weight = (weight.T if turned else weight).contiguous()
     copied[id(owner.weight)] = torch.nn.Parameter(weight, requires_grad=owner.weight.requires_grad)
     if rows is not None and owner.bias is not None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from toggle_edge.compress.bank import require_layers
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
+from toggle_edge.model.load import LanguageModel
 from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, prepare
 from toggle_edge.profiles import Profile, load_profile
 from toggle_edge.report.progress import Reporter
@@ -102,14 +104,15 @@ def _is_file(text: str) -> bool:
     return Path(text).suffix == ".json" or Path(text).is_file()
 
 
-def config_from(text: str, layers: tuple[str, ...]) -> Config:
-    """A config from the name of a file that holds `{layer: format}`, or one format for all layers.
+def config_from(text: str, model: LanguageModel) -> Config:
+    """A config from the name of a file that holds `{layer: format}` (or formats, sparsities and structure), or one
+    format for all layers.
 
-    Raises ConfigError when it is neither, or when the file's layers are not the model's.
+    Raises ConfigError when it is neither, or when the file's layers are not those that its structure leaves.
     """
     check_config_text(text)
     if not _is_file(text):
-        return Config.uniform(layers, Format.parse(text))
+        return Config.uniform(tuple(layer.name for layer in model.layers), Format.parse(text))
     path = Path(text)
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -120,10 +123,8 @@ def config_from(text: str, layers: tuple[str, ...]) -> Config:
         raise ConfigError(f"config {path}: expected a readable file: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:  # ConfigError is one too, and then says which layer
         raise ConfigError(f"config {path}: {exc}") from exc
-    odd = sorted(set(config.layers) ^ set(layers))
-    if odd:
-        raise ConfigError(
-            f"config {path}: expected a format for each of the model's {len(layers)} layers, differs in {odd[:3]}; "
-            "is it a config of another model?"
-        )
+    try:
+        require_layers(model, config)
+    except ConfigError as exc:
+        raise ConfigError(f"config {path}: {exc}; is it a config of another model?") from exc
     return config
