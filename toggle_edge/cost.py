@@ -36,7 +36,10 @@ class Cost:
 def predicted_cost(
     layers: Sequence[Layer], config: Config, kept_parameters: int, *, target: str = ""
 ) -> Cost:
-    """Cost of `config`, on the target `paper` by its formulas. Tied weights are one layer, and counted once."""
+    """Cost of `config`, on the target `paper` by its formulas. Tied weights are one layer, and counted once.
+
+    `layers` and `kept_parameters` are what the config's structure leaves, at the sizes that they have then.
+    """
     if target == PAPER:
         paper = paper_cost(layers, config, kept_parameters)
         return Cost(paper.flops / PAPER_TOKENS, round(paper.bytes))
@@ -50,9 +53,13 @@ def predicted_cost(
     return Cost(flops, stored + KEPT_BYTES * kept_parameters)
 
 
-def proxy_flops_ratio(layers: Sequence[Layer], config: Config, *, target: str = "") -> float:
-    """Baseline over candidate: 3.3 means 3.3 times fewer."""
-    baseline = predicted_cost(layers, _untouched(layers), 0, target=target)
+def proxy_flops_ratio(
+    layers: Sequence[Layer], config: Config, *, whole: Sequence[Layer] | None = None, target: str = ""
+) -> float:
+    """Baseline over candidate: 3.3 means 3.3 times fewer. `whole` are the baseline's layers where `layers`, those that
+    the config's structure leaves, are fewer or narrower."""
+    original = layers if whole is None else whole
+    baseline = predicted_cost(original, _untouched(original), 0, target=target)
     return baseline.proxy_flops / predicted_cost(layers, config, 0, target=target).proxy_flops
 
 
@@ -70,21 +77,31 @@ class PaperCost:
     sparsity: float
 
 
-def paper_cost(layers: Sequence[Layer], config: Config, kept_parameters: int) -> PaperCost:
+def paper_cost(
+    layers: Sequence[Layer],
+    config: Config,
+    kept_parameters: int,
+    *,
+    whole: Sequence[Layer] | None = None,
+    whole_kept_parameters: int | None = None,
+) -> PaperCost:
     """Cost by the formulas of TOGGLE's published code (arXiv 2512.16855).
 
     FLOPs are 2 * 512 * sum over multiplied layers of (1 - sparsity) * weights * bits / 16, embeddings and attention
     scores left out; the size is the sum of (1 - sparsity) * weights * bits / 8, and 2 bytes for what is no layer.
-    Scales, zero-points and where the zeros are cost nothing in it, so no file is that small.
+    Scales, zero-points and where the zeros are cost nothing in it, so no file is that small. `whole` and
+    `whole_kept_parameters` are the baseline's where the config's structure leaves less.
     """
-    found, whole = _paper_sums(layers, config), _paper_sums(layers, _untouched(layers))
+    original = layers if whole is None else whole
+    found, before = _paper_sums(layers, config), _paper_sums(original, _untouched(original))
     kept = kept_parameters * REFERENCE_BITS / 8
+    kept_before = kept if whole_kept_parameters is None else whole_kept_parameters * REFERENCE_BITS / 8
     count = max(len(config), 1)
     return PaperCost(
         flops=found[0],
         bytes=found[1] + kept,
-        flops_ratio=whole[0] / found[0],
-        size_reduction=1 - (found[1] + kept) / (whole[1] + kept),
+        flops_ratio=before[0] / found[0],
+        size_reduction=1 - (found[1] + kept) / (before[1] + kept_before),
         bits=sum(fmt.bits for _, fmt in config) / count,
         sparsity=sum(share for _, share in config.sparsities) / count,
     )

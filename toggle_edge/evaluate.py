@@ -79,7 +79,8 @@ class Evaluator:
 
     def traces(self, config: Config) -> list[Trace]:
         """The config's signals on every probe. Raises ConfigError when it does not fit the model."""
-        return traces_of(self._bank.assemble(config), self._probes, self.baseline)
+        kept = self._bank.kept(config.structure)
+        return traces_of(self._bank.assemble(config), self._probes, self.baseline, kept)
 
     def evaluate(self, config: Config, order: Sequence[int] | None = None) -> Evaluation:
         """Judge one config; with an `order` of the probes, by number, only until it is refuted.
@@ -89,10 +90,10 @@ class Evaluator:
         if order is None:
             return self.judged(config, self.traces(config))
         seen, traces = nothing_seen(self._specification, len(self._probes)), dict[int, Trace]()
-        module = self._bank.assemble(config)
+        module, kept = self._bank.assemble(config), self._bank.kept(config.structure)
         for part in portions(self._specification, order):
             probes, baseline = [self._probes[i] for i in part], [self.baseline[i] for i in part]
-            found = traces_of(module, probes, baseline)
+            found = traces_of(module, probes, baseline, kept)
             traces |= zip(part, found, strict=True)
             seen = with_traces(seen, found)
             if len(traces) == len(self._probes):
@@ -120,7 +121,9 @@ class Evaluator:
         *,
         refuted: bool,
     ) -> Evaluation:
-        cost = predicted_cost(self._model.layers, config, self._model.kept_parameters, target=self._target)
+        layers = self._model.remaining(config.structure)
+        kept = self._model.remaining_parameters(config.structure)
+        cost = predicted_cost(layers, config, kept, target=self._target)
         found = {
             name: tuple(sorted(order[int(i)] for i in np.flatnonzero(violated(seen, mode))))
             for name, mode in self._specification.items()

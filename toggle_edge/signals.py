@@ -11,12 +11,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from toggle_runtime.signals import FAR, Outputs, Trace, departure, exact_trace
+from toggle_runtime.signals import (
+    FAR,
+    Outputs,
+    Trace,
+    departure,
+    exact_trace,
+    heads_of,
+    states_compared,
+)
 
 from toggle_edge.model.placement import device_of
 from toggle_edge.model.recording import recording
 from toggle_edge.probes import Probe
 from toggle_edge.reading import batch_size, batches_of, choices_along, greedy_texts, logits_at, rows_at
+from toggle_edge.structure import Kept
 
 
 def baseline_outputs(
@@ -71,16 +80,20 @@ def _home(values: torch.Tensor) -> torch.Tensor:
     return values.to("cpu", torch.float32)
 
 
-def traces_of(module: torch.nn.Module, probes: Sequence[Probe], baseline: Sequence[Outputs]) -> list[Trace]:
+def traces_of(
+    module: torch.nn.Module, probes: Sequence[Probe], baseline: Sequence[Outputs], kept: Kept | None = None
+) -> list[Trace]:
     """The candidate's signals on every probe, float64. A NaN in the model's outputs stays a NaN.
 
-    `departure` is among them where the baseline's outputs have its greedy texts.
+    `departure` is among them where the baseline's outputs have its greedy texts. `kept` says which of the baseline's
+    blocks and heads the module has, None for all: heads that it lacks attend to nothing, blocks that it lacks have an
+    attention cosine of 0, and hidden states are compared after the blocks that remain (in `layers` NaN after others).
     """
-    return list(each_trace(module, probes, baseline))
+    return list(each_trace(module, probes, baseline, kept))
 
 
 def each_trace(
-    module: torch.nn.Module, probes: Sequence[Probe], baseline: Sequence[Outputs]
+    module: torch.nn.Module, probes: Sequence[Probe], baseline: Sequence[Outputs], kept: Kept | None = None
 ) -> Iterator[Trace]:
     """The same one after the other, each batch computed when its first trace is asked for.
 
@@ -92,7 +105,7 @@ def each_trace(
         texts = [reference.choices for reference in references]
         greedy = [text for text in texts if text is not None]
         choices = choices_along(module, part, greedy) if len(greedy) == len(part) else [None] * len(part)
-        yield from _batch_traces(module, part, references, choices)
+        yield from _batch_traces(module, part, references, choices, kept)
 
 
 def _batch_traces(
@@ -100,23 +113,36 @@ def _batch_traces(
     probes: Sequence[Probe],
     baseline: Sequence[Outputs],
     choices: Sequence[NDArray[np.int64] | None],
+    kept: Kept | None,
 ) -> Iterator[Trace]:
     ((_, tokens, positions),) = batches_of(probes, len(probes))
     positions = positions.to(device_of(module))
     far = torch.arange(tokens.shape[1], device=positions.device) < (positions - FAR).unsqueeze(-1)
-    layers: dict[str, list[torch.Tensor]] = {"attention": [], "attention_far": [], "context": []}
+    blocks, heads = baseline[0].attention.shape[:2]
+    numbers = tuple(range(blocks)) if kept is None else kept.numbers
+    compared = states_compared(blocks, numbers)
+    nothing = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
+    # Where a block is removed: attention 0, and no hidden state to compare.
+    layers = {
+        "attention": [nothing] * blocks,
+        "attention_far": [torch.where(far.any(-1), nothing, 1.0)] * blocks,
+        "context": [nothing * torch.nan] * blocks,
+    }
 
     def on_attention(layer: int, weights: torch.Tensor) -> None:
         ours = rows_at(weights.transpose(1, 2), positions)
-        theirs = _stacked([reference.attention[layer].transpose(1, 0, 2) for reference in baseline], ours)
+        if kept is not None:
+            ours = _in_place(ours, heads_of(kept.remaining[layer].kv_groups, ours.shape[2]), heads)
+        number = numbers[layer]
+        theirs = _stacked([reference.attention[number].transpose(1, 0, 2) for reference in baseline], ours)
         near, distant = _cosines(theirs, ours, far)
-        layers["attention"].append(near)
-        layers["attention_far"].append(torch.where(far.any(-1) | distant.isnan(), distant, 1.0))
+        layers["attention"][number] = near
+        layers["attention_far"][number] = torch.where(far.any(-1) | distant.isnan(), distant, 1.0)
 
     def on_hidden(layer: int, states: torch.Tensor) -> None:
-        ours = rows_at(states, positions)
-        theirs = _stacked([reference.hidden[layer] for reference in baseline], ours)
-        layers["context"].append(_cosine(theirs.double(), ours.double()))
+        ours, number = rows_at(states, positions), compared[layer]
+        theirs = _stacked([reference.hidden[number] for reference in baseline], ours)
+        layers["context"][number] = _cosine(theirs.double(), ours.double())
 
     with recording(module, on_attention, on_hidden):
         logits = logits_at(module, tokens, positions)
@@ -132,7 +158,8 @@ def _batch_traces(
         signals = _token_signals(probe, reference, logits[row, :steps])
         for name, rows in own.items():
             signals[name] = rows[-1] if name == "context" else rows.mean(dim=0)
-        signals["attention_min"], signals["context_min"] = _least(own["attention"]), _least(own["context"])
+        signals["attention_min"] = _least(own["attention"])
+        signals["context_min"] = _least(own["context"][list(compared)])
         found = {name: values.numpy() for name, values in signals.items()}
         chosen = choices[row]
         if reference.choices is not None and chosen is not None:
@@ -153,6 +180,13 @@ def _token_signals(probe: Probe, baseline: Outputs, logits: torch.Tensor) -> dic
         answer[list(probe.answer_steps)] = True
         signals["factual"] = torch.where(answer, ratio, torch.ones_like(ratio))
     return signals
+
+
+def _in_place(rows: torch.Tensor, places: Sequence[int], heads: int) -> torch.Tensor:
+    """Attention rows (batch x steps x heads x keys) at the heads' places in the baseline, zeros at the others'."""
+    whole = rows.new_zeros(*rows.shape[:2], heads, rows.shape[3])
+    whole[:, :, list(places)] = rows
+    return whole
 
 
 def _stacked(rows: Sequence[NDArray[np.float32]], like: torch.Tensor) -> torch.Tensor:

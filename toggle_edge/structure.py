@@ -94,3 +94,25 @@ def _counts(data: dict[str, object], name: str) -> tuple[tuple[int, int], ...]:
             f"structure: {name}: expected {{block: how many it keeps}}, got {str(found)[:60]!r}"
         )
     return tuple(sorted((int(block), count) for block, count in found.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBlock:
+    """A block that remains: its number in the baseline, and which of its kv groups and channels it keeps, ascending."""
+
+    block: int
+    kv_groups: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A structure resolved: the blocks that remain, in the model's order, of a baseline with `blocks` blocks."""
+
+    blocks: int
+    remaining: tuple[KeptBlock, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The remaining blocks' numbers in the baseline."""
+        return tuple(each.block for each in self.remaining)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toggle_runtime.attention_rows import cosine_bounds
-from toggle_runtime.directions import direction_bounds
+from toggle_runtime.directions import Directions, direction_bounds
 from toggle_runtime.distributions import divergence_bounds, ratio_bounds
 from toggle_runtime.reduction import ReducedBaseline
 from toggle_runtime.rounding import slack
-from toggle_runtime.signals import Outputs, SignalsError, Trace, departure, one_where
+from toggle_runtime.signals import Outputs, SignalsError, Trace, at_layers, departure, one_where
 
 Bounds = Tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -51,11 +51,18 @@ def bounds_of(
         lower, upper = _mean(far)
         bounds["attention_far"] = one_where(near_only, lower), one_where(near_only, upper)
     if reduced.hidden is not None:
-        kept = len(reduced.hidden.codes)
-        states = direction_bounds(reduced.hidden, candidate.hidden[-kept:])
+        count = int(reduced.shape[1])
+        compared = _compared(reduced, candidate)
+        directions, hidden = reduced.hidden, candidate.hidden[-len(compared) :]
+        if len(compared) < reduced.states:
+            after = list(compared)
+            directions = Directions(
+                directions.codes[after], directions.scales[after], directions.error[after]
+            )
+        states = direction_bounds(directions, hidden)
         bounds["context"] = states[0][-1], states[1][-1]
-        if kept == reduced.shape[1]:
-            layers["context"] = states[0]
+        if reduced.states == count:
+            layers["context"] = at_layers(states[0], compared, count)
             bounds["context_min"] = _least(states)
     if reduced.choices is not None and candidate.choices is not None:
         left = departure(reduced.choices, candidate.choices)
@@ -80,9 +87,10 @@ def _check(
     if reduced.attention is not None or reduced.attention_far is not None:
         expected.append(("attention", candidate.attention, (layers, heads, steps, reduced.keys)))
     if reduced.hidden is not None:
-        shape = reduced.hidden.codes.shape
+        compared = _compared(reduced, candidate)
+        shape = (len(compared), *reduced.hidden.codes.shape[1:])
         # Of a candidate's states those of the last layer are read where only these were kept.
-        expected.append(("hidden", candidate.hidden[-len(reduced.hidden.codes) :], shape))
+        expected.append(("hidden", candidate.hidden[-len(compared) :], shape))
     if reduced.choices is not None and (
         candidate.choices is None or candidate.choices.shape != reduced.choices.shape
     ):
@@ -93,6 +101,24 @@ def _check(
                 f"{name}: expected {' x '.join(map(str, shape))} of float32 as the baseline's, got "
                 f"{' x '.join(map(str, values.shape))} of {values.dtype}"
             )
+
+
+def _compared(reduced: ReducedBaseline, candidate: Outputs) -> Tuple[int, ...]:
+    """After which of the baseline's blocks states are compared. Raises SignalsError for what are no such blocks."""
+    count = int(reduced.shape[1])
+    if reduced.states < count:
+        return (count - 1,)
+    compared = tuple(range(count)) if candidate.compared is None else candidate.compared
+    if (
+        not compared
+        or list(compared) != sorted(set(compared))
+        or compared[0] < 0
+        or compared[-1] != count - 1
+    ):
+        raise SignalsError(
+            f"hidden: expected states after some of {count} blocks and the last, got {compared}"
+        )
+    return compared
 
 
 def _mean(layers: Bounds) -> Bounds:

@@ -6,7 +6,7 @@ the same outputs all three differ by rounding only. Step `t` of a probe predicts
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +52,16 @@ class Outputs:
     `1 x T x width`, the last ones only). `choices` are the `T` tokens of the largest logits while the model reads
     the baseline's greedy text, `UNDECIDED` where they are not finite; the baseline's own choices are that text.
     None where no formula reads `departure`.
+
+    A candidate without some of the baseline's heads or blocks has zeros for their `attention`; `compared` says after
+    which of the baseline's blocks each of its `hidden` is, ascending and the last block among them. None: after all.
     """
 
     logits: NDArray[np.float32]
     attention: NDArray[np.float32]
     hidden: NDArray[np.float32]
     choices: Optional[NDArray[np.int64]] = None
+    compared: Optional[Tuple[int, ...]] = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Trace:
 
     `lower` and `upper` map a name to `T` float64 values each; `answer` marks the steps that predict the gold answer.
     A probe without one lacks the signal `factual`, one without a far key `attention_far`. `layers` maps some of
-    `LAYER_SIGNALS`' values to `layers x T` lower ends, so that a verdict can name the layer to blame.
+    `LAYER_SIGNALS`' values to `layers x T` lower ends, so that a verdict can name the layer to blame; those of hidden
+    states are NaN after a block that the candidate lacks.
     """
 
     lower: Dict[str, Floats]
@@ -116,10 +121,17 @@ def trace_of(
         signals["attention_far"] = layers["attention_far"].mean(axis=0)
     signals["attention"] = layers["attention"].mean(axis=0)
     signals["attention_min"] = layers["attention"].min(axis=0)
-    states = cosine(baseline.hidden.astype(np.float64), candidate.hidden.astype(np.float64))
+    count = len(baseline.attention)
+    compared = tuple(range(count)) if candidate.compared is None else candidate.compared
+    both = baseline.hidden, candidate.hidden
+    if len(baseline.hidden) < count:
+        both = baseline.hidden[-1:], candidate.hidden[-1:]
+    elif len(compared) < count:
+        both = baseline.hidden[list(compared)], candidate.hidden
+    states = cosine(*(hidden.astype(np.float64) for hidden in both))
     signals["context"] = states[-1]
-    if len(states) == len(baseline.attention):
-        layers["context"] = states
+    if len(baseline.hidden) == count:
+        layers["context"] = at_layers(states, compared, count)
         signals["context_min"] = states.min(axis=0)
     if answer.any():
         index = np.arange(len(gold))
@@ -128,6 +140,25 @@ def trace_of(
     if baseline.choices is not None and candidate.choices is not None:
         signals["departure"] = departure(baseline.choices, candidate.choices)
     return exact_trace(signals, np.asarray(answer, dtype=np.bool_), layers)
+
+
+def states_compared(blocks: int, remaining: Sequence[int]) -> Tuple[int, ...]:
+    """After which of the baseline's blocks the states after each remaining one are compared: their own, and of the last
+    one the baseline's last, since both are normed and read by the head."""
+    return (*remaining[:-1], blocks - 1)
+
+
+def heads_of(kv_groups: Sequence[int], heads: int) -> List[int]:
+    """Which of the baseline's heads a block's `heads` are, when it has these of the baseline's kv groups."""
+    size = heads // len(kv_groups)
+    return [group * size + index for group in kv_groups for index in range(size)]
+
+
+def at_layers(rows: Floats, compared: Sequence[int], layers: int) -> Floats:
+    """Rows (each of `T` steps) at their layers, NaN at the others."""
+    placed = np.full((layers, rows.shape[1]), np.nan)
+    placed[list(compared)] = rows
+    return placed
 
 
 def log_softmax(logits: NDArray[Any]) -> Floats:

@@ -269,4 +269,6 @@ def _weakest_layer(text: str, trace: Trace, step: int) -> Optional[int]:
     kind = kinds.pop()
     if kinds or kind is None or kind not in trace.layers:
         return None
-    return int(np.argmin(trace.layers[kind][:, step]))
+    # NaN is where a removed block leaves nothing to compare; a NaN of the candidate has no argmin at all.
+    cosines = trace.layers[kind][:, step]
+    return int(np.argmin(np.where(np.isnan(cosines), np.inf, cosines)))

@@ -163,4 +163,5 @@ def _layer(text: str, trace: Trace, step: int) -> int | None:
     if rows is None or step < 0:
         return None
     cosines = [float(layer[step]) for layer in rows]
-    return min(range(len(cosines)), key=lambda layer: (not math.isnan(cosines[layer]), cosines[layer]))
+    # NaN is where a removed block leaves nothing to compare; a NaN of the candidate has no argmin at all.
+    return min(range(len(cosines)), key=lambda layer: (math.isnan(cosines[layer]), cosines[layer]))

@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 
 from toggle_edge.compress.calibration import Calibration, InputStatistics
-from toggle_edge.compress.candidate import Candidate, Wanted, is_held, placed
+from toggle_edge.compress.candidate import Candidate, Wanted, is_held, kept_of, placed
 from toggle_edge.compress.entries import EntryKey, entry, weights_digest
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
+from toggle_edge.compress.structure import Ranking
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
+from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel
+from toggle_edge.structure import WHOLE, Kept, Structure
 
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
@@ -57,19 +60,30 @@ class LayerBank:
         self._layers = tuple(layer.name for layer in model.layers)
         self._baseline = {layer.name: layer for layer in model.layers}
         self._held: OrderedDict[Wanted, CompressedLayer] = OrderedDict()
-        self._digests: dict[str, str] = {}
-        self._candidate = Candidate(model, self.wanted)
+        self._digests: dict[tuple[str, int], str] = {}
+        self._ranking = Ranking(model, calibration)
+        self._candidate = Candidate(model, self.wanted, self._ranking)
 
-    def layer(self, name: str, fmt: Format, sparsity: float = 0.0) -> CompressedLayer:
-        """One layer in one format and sparsity. Raises ConfigError for an unknown layer, or what it cannot be."""
-        return self.wanted(Wanted(name, fmt, sparsity))
+    def kept(self, structure: Structure) -> Kept | None:
+        """Which parts a structure keeps, None where that is all. Raises ConfigError when it does not fit the model."""
+        return self._ranking.kept(structure) if structure else None
+
+    def layer(
+        self, name: str, fmt: Format, sparsity: float = 0.0, structure: Structure = WHOLE
+    ) -> CompressedLayer:
+        """One layer in one format and sparsity, as wide as the structure leaves it. Raises ConfigError for an unknown
+        layer, or what it cannot be."""
+        kept = kept_of(self._model, self._known(name), structure)
+        return self.wanted(Wanted(name, fmt, sparsity, kept))
+
+    def _known(self, name: str) -> Layer:
+        if name not in self._baseline:
+            raise ConfigError(f"config: the model has no layer {name!r}; its layers are {list(self._layers)}")
+        return self._baseline[name]
 
     def wanted(self, wanted: Wanted) -> CompressedLayer:
         """The same, of a layer as a config asks for it."""
-        if wanted.name not in self._baseline:
-            raise ConfigError(
-                f"config: the model has no layer {wanted.name!r}; its layers are {list(self._layers)}"
-            )
+        self._known(wanted.name)
         if wanted not in self._held:
             self._held[wanted] = self._kept(wanted)
             # The one just asked for stays, however large it is.
@@ -83,14 +97,17 @@ class LayerBank:
         if self._folder is None or wanted.format.is_float:
             return self._compressed(wanted)
         name, calibration = wanted.name, ""
-        if name not in self._digests:
-            self._digests[name] = weights_digest(self._model.weight(self._baseline[name]))
+        source = (name, wanted.kept)
+        if source not in self._digests:
+            self._digests[source] = weights_digest(self._ranking.weight(self._baseline[name], wanted.kept))
         pruned = wanted.sparsity > 0
         if self._calibration is not None and (self._chosen.calibrated or (pruned and self._prune.calibrated)):
             # The inputs of a layer depend on all layers before it.
             calibration = f"{self._model.digest} {self._calibration.digest} {name}"
+            columns = self._ranking.columns(self._baseline[name], wanted.kept)
+            calibration += "" if columns is None else f" {columns}"
         key = EntryKey(
-            self._digests[name],
+            self._digests[source],
             str(wanted.format),
             self._quantiser,
             calibration,
@@ -101,39 +118,55 @@ class LayerBank:
 
     def _compressed(self, wanted: Wanted) -> CompressedLayer:
         name = wanted.name
-        weight = self._model.weight(self._baseline[name])
         try:
+            weight = self._ranking.weight(self._baseline[name], wanted.kept)
             if wanted.sparsity > 0:
-                statistics = self._statistics(name) if self._prune.calibrated else None
+                statistics = self._statistics(wanted) if self._prune.calibrated else None
                 weight = self._prune.prune(weight, wanted.sparsity, statistics)
             needed = self._chosen.calibrated and not wanted.format.is_float
-            statistics = self._statistics(name, gram=self._chosen.needs_gram) if needed else None
+            statistics = self._statistics(wanted, gram=self._chosen.needs_gram) if needed else None
             found = quantise(weight, wanted.format, statistics, quantiser=self._quantiser)
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
         # Computed where the model is, kept and exported from here.
         return placed(found, torch.device("cpu"))
 
-    def _statistics(self, name: str, *, gram: bool = False) -> InputStatistics | None:
-        return None if self._calibration is None else self._calibration.statistics(name, gram=gram)
+    def _statistics(self, wanted: Wanted, *, gram: bool = False) -> InputStatistics | None:
+        """Of the inputs that the layer still has: the baseline's, as always."""
+        found = None if self._calibration is None else self._calibration.statistics(wanted.name, gram=gram)
+        columns = self._ranking.columns(self._baseline[wanted.name], wanted.kept)
+        return found if found is None or columns is None else found.of(columns)
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
         """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
         self._require_layers(config)
-        return {name: self.layer(name, config[name], config.sparsity(name)) for name in self._layers}
+        structure, formats, sparsities = config.structure, dict(config), dict(config.sparsities)
+        return {
+            layer.name: self.layer(
+                layer.name, formats[layer.name], sparsities.get(layer.name, 0.0), structure
+            )
+            for layer in self._model.remaining(structure)
+        }
 
     def _require_layers(self, config: Config) -> None:
-        if set(config.layers) != set(self._layers):
-            odd = sorted(set(config.layers) ^ set(self._layers))
-            raise ConfigError(
-                f"config: expected a format for each of the model's {len(self._layers)} layers, differs in {odd[:3]}"
-            )
+        require_layers(self._model, config)
 
     def assemble(self, config: Config) -> torch.nn.Module:
         """The model with the config's dequantised weights. Valid until the next call: they are swapped in place, or
         made from the layers here whenever the module runs."""
         self._require_layers(config)
         return self._candidate.assemble(config)
+
+
+def require_layers(model: LanguageModel, config: Config) -> None:
+    """Raises ConfigError unless the config has a format for each layer that its structure leaves, and no other."""
+    expected = {layer.name for layer in model.remaining(config.structure)}
+    odd = sorted(set(config.layers) ^ expected)
+    if odd:
+        which = f"the model's {len(expected)} layers"
+        if config.structure:
+            which = f"the {len(expected)} layers that its structure leaves, and for no other"
+        raise ConfigError(f"config: expected a format for each of {which}, differs in {odd[:3]}")
 
 
 def _bytes_of(layer: CompressedLayer) -> int:

@@ -45,6 +45,12 @@ class InputStatistics:
     mean_square: torch.Tensor
     gram: torch.Tensor | None = None
 
+    def of(self, columns: Sequence[int]) -> InputStatistics:
+        """The same of some of the inputs only."""
+        kept = list(columns)
+        gram = None if self.gram is None else self.gram[kept][:, kept]
+        return InputStatistics(self.tokens, self.mean_square[kept], gram)
+
 
 class Calibration:
     """Statistics of a model's layers over token sequences, computed when they are first asked for.

@@ -6,18 +6,23 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from toggle_edge.compress.quantise import CompressedLayer, dequantise
+from toggle_edge.compress.structure import Ranking
 from toggle_edge.config import FP32, Config, Format
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.placement import device_of
+from toggle_edge.model.remaining import cut_of, renumbered
+from toggle_edge.model.removal import without
 from toggle_edge.model.streaming import Slot, shared_copy, slots_of, stream
 from toggle_edge.model.weights import weight_of
+from toggle_edge.structure import WHOLE, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Wanted:
     name: str
     format: Format
     sparsity: float = 0.0
+    kept: int = 0
+    """Kv groups or channels that its block keeps, 0 for all."""
 
 
 HELD_BYTES = 64 * 2**20
@@ -38,6 +45,11 @@ def is_held(model: LanguageModel) -> bool:
     return not model.streamed and 4 * sum(layer.weights for layer in model.layers) <= HELD_BYTES
 
 
+def kept_of(model: LanguageModel, layer: Layer, structure: Structure) -> int:
+    """The `kept` with which a config of this structure wants a layer."""
+    return cut_of(layer, model.anatomy, structure) if structure else 0
+
+
 class Candidate:
     """One module whose weights follow the config that was assembled last.
 
@@ -45,27 +57,53 @@ class Candidate:
     own where weights are not held. The baseline's module is never written to.
     """
 
-    def __init__(self, model: LanguageModel, compressed: Callable[[Wanted], CompressedLayer]) -> None:
-        self._model, self._compressed = model, compressed
+    def __init__(
+        self, model: LanguageModel, compressed: Callable[[Wanted], CompressedLayer], ranking: Ranking
+    ) -> None:
+        self._model, self._compressed, self._ranking = model, compressed, ranking
         self._held = is_held(model)
-        self._wanted: dict[str, Wanted] = {}
         self._lossless: dict[tuple[str, Format], bool] = {}
+        self._device = device_of(model.module)
+        self._structure: Structure | None = None
+        self._build(WHOLE)
+
+    def _build(self, structure: Structure) -> None:
+        """Make the module anew, without what this structure removes. The one of before can go first."""
+        model, self._structure = self._model, None
+        layers = model.remaining(structure)
+        names = {layer.name: layer.name for layer in layers}
+        make: Callable[..., torch.nn.Module] = copy.deepcopy
+        if structure:
+            kept = self._ranking.kept(structure)
+            make = partial(without, anatomy=model.anatomy, kept=kept)
+            names = {name: renumbered(name, kept.numbers) for name in names}
+            layers = tuple(dataclasses.replace(layer, name=names[layer.name]) for layer in layers)
+        # By the names that they have in this module.
+        self._baseline = {names[layer.name]: layer for layer in model.layers if layer.name in names}
+        self._wanted: dict[str, Wanted] = {}
+        self._weights: dict[str, torch.Tensor] = {}
+        self.module = torch.nn.Module()
         if self._held:
-            self.module = copy.deepcopy(model.module)
-            self._weights = {layer.name: weight_of(self.module, layer) for layer in model.layers}
+            self.module = make(model.module)
+            self._weights = {
+                self._baseline[layer.name].name: weight_of(self.module, layer) for layer in layers
+            }
         else:
-            self.module = shared_copy(model.module)
-            self._device = device_of(model.module)
-            stream(self.module, slots_of(self.module, model.layers), self._supplied)
+            self.module = shared_copy(model.module, lambda module, memo: make(module, memo=memo))
+            stream(self.module, slots_of(self.module, layers), self._supplied)
+        self._structure = structure
 
     def assemble(self, config: Config) -> torch.nn.Module:
         """The module with the config's weights, valid until the next call.
 
         All layers are compressed here, also where they are dequantised later: what cannot be is said now.
         """
+        if config.structure != self._structure:
+            self._build(config.structure)
         formats, sparsities = dict(config), dict(config.sparsities)
-        for layer in self._model.layers:
-            wanted = Wanted(layer.name, formats[layer.name], sparsities.get(layer.name, 0.0))
+        for layer in self._baseline.values():
+            kept = kept_of(self._model, layer, config.structure)
+            wanted = Wanted(layer.name, formats[layer.name], sparsities.get(layer.name, 0.0), kept)
             if self._wanted.get(layer.name) == wanted:
                 continue
             self._wanted[layer.name] = wanted
@@ -83,15 +121,21 @@ class Candidate:
 
     def _supplied(self, slot: Slot) -> torch.Tensor:
         """A slot's weights as the module keeps them."""
-        if all(self._is_lossless(layer) for layer in slot.layers):
+        baseline = [self._baseline[layer.name] for layer in slot.layers]
+        lossless = all(self._is_lossless(layer) for layer in baseline)
+        if lossless and not self._structure:
             return self._own(slot)
         if slot.layers[0].name + ".weight" == slot.name:
-            weight = self._dequantised(slot.layers[0])
+            layer = baseline[0]
+            if lossless:
+                weight = self._ranking.weight(layer, self._wanted[layer.name].kept).to(self._device)
+            else:
+                weight = self._dequantised(layer)
             turned = isinstance(self.module.get_submodule(slot.owners[0]), Conv1D)
             return weight.T.contiguous() if turned else weight
         first = slot.layers[0]
         stacked = torch.empty(len(slot.layers), first.rows, first.columns, device=self._device)
-        for index, layer in enumerate(slot.layers):
+        for index, layer in enumerate(baseline):
             stacked[index] = self._dequantised(layer)
         return stacked
 

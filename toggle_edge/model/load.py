@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from toggle_edge.model.layer_inputs import is_slice
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.memory import available_bytes
 from toggle_edge.model.placement import device_of, free_bytes
+from toggle_edge.model.remaining import Anatomy, remaining_layers, remaining_parameters
+from toggle_edge.model.removal import anatomy_of
 from toggle_edge.model.streaming import Slot, slots_of, stream
 from toggle_edge.model.weights import weight_of
+from toggle_edge.structure import Structure
 
 _NEEDED = ("config.json", "tokenizer.json")
 
@@ -75,6 +79,20 @@ class LanguageModel:
         """Parameters that no layer covers (norms, biases, routers, positions): they stay in float32."""
         total = sum(parameter.numel() for parameter in self.module.parameters())
         return total - sum(layer.weights for layer in self.layers)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """How it is built, as far as structure can be removed. Raises ConfigError where none can."""
+        return anatomy_of(self.module, self.layers, self.shape.kv_heads)
+
+    def remaining(self, structure: Structure) -> tuple[Layer, ...]:
+        """The layers that a config with this structure gives formats, at their sizes then. Raises ConfigError where it
+        does not fit the model."""
+        return remaining_layers(self.anatomy, structure) if structure else self.layers
+
+    def remaining_parameters(self, structure: Structure) -> int:
+        """Parameters that remain and that no layer covers. Raises as `remaining` does."""
+        return remaining_parameters(self.anatomy, structure) if structure else self.kept_parameters
 
 
 def load_model(

@@ -71,6 +71,27 @@ def recording(module: torch.nn.Module, on_attention: OnLayer, on_hidden: OnLayer
             hook.remove()
 
 
+@contextmanager
+def block_streams(
+    module: torch.nn.Module, see: Callable[[int, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
+    """Within it, each forward pass calls `see(block, input, output)` with batch x tokens x width for every block."""
+
+    def hook(block: int) -> Callable[..., None]:
+        def watch(_: torch.nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            see(block, given[0], output[0] if isinstance(output, tuple) else output)
+
+        return watch
+
+    blocks = _modules(module, "hidden_states")
+    hooks = [each.register_forward_hook(hook(index)) for index, (each, _) in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
 def _holder(module: torch.nn.Module, block: torch.nn.Module) -> torch.nn.Module:
     """The module that runs the list of blocks. Not every model's head calls `base_model`: OPT's goes past it."""
     name = next(name for name, each in module.named_modules() if each is block)

@@ -85,10 +85,14 @@ class _Drop(_Hook):
         owner._parameters[self.slot.attribute] = self.empty
 
 
-def shared_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the module that has the very same parameters and buffers, and streams nothing."""
+def shared_copy(
+    module: torch.nn.Module,
+    copied: Callable[[torch.nn.Module, dict[int, Any]], torch.nn.Module] = copy.deepcopy,
+) -> torch.nn.Module:
+    """A copy of the module that has the very same parameters and buffers, and streams nothing. `copied` makes it from
+    the module and a memo of what is shared."""
     memo: dict[int, Any] = {id(each): each for each in (*module.parameters(), *module.buffers())}
-    twin = copy.deepcopy(module, memo)
+    twin = copied(module, memo)
     for each in twin.modules():
         for hooks in (each._forward_pre_hooks, each._forward_hooks):
             for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:

@@ -11,7 +11,6 @@ from toggle_runtime.signals import Trace
 from toggle_runtime.stl import Always, Formula, Not, parse, robustness_series
 
 from toggle_edge.certify import coverage_bound
-from toggle_edge.cost import paper_cost
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
@@ -57,7 +56,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         pruner=options.pruner,
     )
     mode = known_mode(options.mode or prepared.profile.default_mode, prepared.specification)
-    config = config_from(options.config, prepared.layers)
+    config = config_from(options.config, prepared.model)
     report("check", 0, 1, config.summary())
     traces = prepared.certifier.traces(config)
     evaluation = prepared.certifier.judged(config, traces)
@@ -85,7 +84,7 @@ def run_check(options: CheckOptions, report: Reporter) -> CheckResult:
         avgpp_required=required,
         proxy_flops_ratio=prepared.flops_ratio(config),
         proxy_bytes=evaluation.cost.proxy_bytes,
-        paper=paper_cost(prepared.model.layers, config, prepared.model.kept_parameters),
+        paper=prepared.paper_cost(config),
         series=_series(prepared, verdict, prepared.specification[mode].properties, traces),
         mine=mine,
     )

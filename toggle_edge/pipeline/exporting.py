@@ -63,7 +63,7 @@ def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
             pruner=options.pruner,
             target=options.target,
         )
-        return _written(prepared, config_from(options.config, prepared.layers), None, options, report)
+        return _written(prepared, config_from(options.config, prepared.model), None, options, report)
     with open_store(options.store) as store:
         prepared, config, trial = _of_study(store, options, report)
     return _written(prepared, config, trial, options, report)

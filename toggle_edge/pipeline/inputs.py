@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from toggle_edge.compress.bank import require_layers
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
+from toggle_edge.model.load import LanguageModel
 from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, prepare
 from toggle_edge.profiles import Profile, load_profile
 from toggle_edge.report.progress import Reporter
@@ -100,22 +102,21 @@ def _is_file(text: str) -> bool:
     return Path(text).suffix == ".json" or Path(text).is_file()
 
 
-def config_from(text: str, layers: tuple[str, ...]) -> Config:
-    """A config from the name of a file that holds `{layer: format}`, or one format for all layers.
+def config_from(text: str, model: LanguageModel) -> Config:
+    """A config from the name of a file that holds `{layer: format}` (or formats, sparsities and structure), or one
+    format for all layers.
 
-    Raises ConfigError when it is neither, or when the file's layers are not the model's.
+    Raises ConfigError when it is neither, or when the file's layers are not those that its structure leaves.
     """
     check_config_text(text)
     if not _is_file(text):
-        return Config.uniform(layers, Format.parse(text))
+        return Config.uniform(tuple(layer.name for layer in model.layers), Format.parse(text))
     path = Path(text)
     config = _read_config(path)
-    odd = sorted(set(config.layers) ^ set(layers))
-    if odd:
-        raise ConfigError(
-            f"config {path}: expected a format for each of the model's {len(layers)} layers, differs in {odd[:3]}; "
-            "is it a config of another model?"
-        )
+    try:
+        require_layers(model, config)
+    except ConfigError as exc:
+        raise ConfigError(f"config {path}: {exc}; is it a config of another model?") from exc
     return config
 
 

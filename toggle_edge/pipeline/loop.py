@@ -27,7 +27,7 @@ from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration, gram_bytes
 from toggle_edge.config import FP16, Config, Format
-from toggle_edge.cost import Cost, predicted_cost, proxy_flops_ratio
+from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.export import Skeleton, exporter_for
@@ -77,11 +77,24 @@ class Prepared:
 
     def cost(self, config: Config) -> Cost:
         """What `config` costs on the target, by formula."""
-        return predicted_cost(self.model.layers, config, self.model.kept_parameters, target=self.target)
+        layers = self.model.remaining(config.structure)
+        kept = self.model.remaining_parameters(config.structure)
+        return predicted_cost(layers, config, kept, target=self.target)
 
     def flops_ratio(self, config: Config) -> float:
         """Proxy FLOPs of the baseline over those of `config`."""
-        return proxy_flops_ratio(self.model.layers, config, target=self.target)
+        layers = self.model.remaining(config.structure)
+        return proxy_flops_ratio(layers, config, whole=self.model.layers, target=self.target)
+
+    def paper_cost(self, config: Config) -> PaperCost:
+        """What `config` costs by TOGGLE's own formulas, beside the whole baseline."""
+        return paper_cost(
+            self.model.remaining(config.structure),
+            config,
+            self.model.remaining_parameters(config.structure),
+            whole=self.model.layers,
+            whole_kept_parameters=self.model.kept_parameters,
+        )
 
     def menu(self, role: str = "") -> tuple[Format, ...]:
         """The formats that the profile asks for and the target has, by ascending storage bits."""

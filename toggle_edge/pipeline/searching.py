@@ -11,7 +11,6 @@ from pathlib import Path
 from toggle_runtime.records import FAIL, PASS
 
 from toggle_edge.certify import Division, coverage_bound, of_selected
-from toggle_edge.cost import paper_cost
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
@@ -118,7 +117,7 @@ def _winner(
         config=trial.config,
         config_file=str(path),
         proxy_bytes=cost.proxy_bytes,
-        paper=paper_cost(prepared.model.layers, trial.config, prepared.model.kept_parameters),
+        paper=prepared.paper_cost(trial.config),
         verdict=verdict,
         bound=coverage_bound(mode, verdict.coverage, division),
         avgpp=evaluation.avgpp,
