@@ -9,7 +9,11 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Tuple, Type, TypeVar, Union, get_type_hints
+from typing import Any, Dict, List, Tuple, Type, TypeVar, Union, get_type_hints
+
+LEFT_OUT = frozenset({"kept"})
+"""Keys that came later and are left out where they hold nothing, so that what was written, named and signed before they
+were is still written the same."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -21,13 +25,14 @@ class RecordError(ValueError):
 
 
 def to_json(record: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, no NaN. Equal records give equal bytes.
+    """Canonical JSON: sorted keys, no spaces, no NaN, keys of `LEFT_OUT` only where they say something. Equal records
+    give equal bytes.
 
     Raises RecordError when a number is not finite.
     """
     try:
         return json.dumps(
-            dataclasses.asdict(record),
+            dataclasses.asdict(record, dict_factory=_object),
             sort_keys=True,
             separators=(",", ":"),
             allow_nan=False,
@@ -35,6 +40,10 @@ def to_json(record: Any) -> str:
         )
     except ValueError as exc:
         raise RecordError(f"{type(record).__name__}: expected finite numbers: {exc}") from exc
+
+
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    return {key: value for key, value in pairs if value is not None or key not in LEFT_OUT}
 
 
 def from_json(kind: Type[Record], text: str) -> Record:

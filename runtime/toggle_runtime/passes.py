@@ -19,10 +19,10 @@ from toggle_runtime import canary, verdicts
 from toggle_runtime.backends import backend_for
 from toggle_runtime.intervals import bounds_of
 from toggle_runtime.meters import memory
-from toggle_runtime.records import MANIFEST_VERSION, LatencySample, Manifest, MemorySample, from_data
+from toggle_runtime.records import REDUCED_SINCE, LatencySample, Manifest, MemorySample, from_data
 from toggle_runtime.reduction import ReducedBaseline
 from toggle_runtime.reduction_files import read_reduced
-from toggle_runtime.signals import Outputs, Trace
+from toggle_runtime.signals import Outputs, Trace, states_compared
 from toggle_runtime.trace_files import write_traces
 
 Progress = Callable[..., None]
@@ -62,9 +62,9 @@ def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
     Raises ValueError for a bundle of an earlier version, whose baseline is not reduced.
     """
     manifest, bundle = _manifest_of(request), Path(request["bundle"])
-    if manifest.version != MANIFEST_VERSION:
+    if manifest.version < REDUCED_SINCE:
         raise ValueError(
-            f"bundle: expected a manifest of version {MANIFEST_VERSION}, got {manifest.version}; export it again"
+            f"bundle: expected a manifest of version {REDUCED_SINCE} or later, got {manifest.version}; export it again"
         )
     backend = backend_for(manifest.target)
     probes = _read_probes(bundle / "probes" / "probes.json")
@@ -165,10 +165,12 @@ def _traces(
     progress: Progress,
 ) -> List[Trace]:
     traces: List[Trace] = []
-    layers = model.shape.layers
+    layers, narrowed = model.shape.layers, model.shape.kept is not None
+    after = states_compared(layers, [each.block for each in model.shape.blocks])
     for start in range(0, len(probes), batch):
         part, references = probes[start : start + batch], baseline[start : start + batch]
-        states = range(layers - max(1, *(reference.states for reference in references)), layers)
+        first = layers - max(1, *(reference.states for reference in references))
+        states = tuple(block for block in after if block >= first)
         logits, attention, hidden = backend.outputs(
             model, _padded([probe.tokens[:-1] for probe in part]), states
         )
@@ -178,7 +180,11 @@ def _traces(
             keys = len(probe.tokens) - 1
             steps = slice(probe.prompt_tokens - 1, keys)
             candidate = Outputs(
-                logits[row, steps], attention[row, :, :, steps, :keys], hidden[row, :, steps], chosen[row]
+                logits[row, steps],
+                attention[row, :, :, steps, :keys],
+                hidden[row, :, steps],
+                chosen[row],
+                states if narrowed else None,
             )
             gold = np.array(probe.tokens[probe.prompt_tokens :], dtype=np.int64)
             answer = np.isin(np.arange(len(gold)), probe.answer_steps)

@@ -23,8 +23,12 @@ SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNS
 PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
 OK, UNAVAILABLE = "ok", "unavailable"
 
-MANIFEST_VERSION = 3
-"""Version of the manifests that we write. 2 added the signature and the canary, 3 reduces the probes' baseline."""
+MANIFEST_VERSION = 4
+"""Version of the manifests that we write. 2 added the signature and the canary, 3 reduces the probes' baseline, 4 may
+say what of the model is kept."""
+
+REDUCED_SINCE, NARROWED_SINCE = 3, 4
+"""The manifest versions from which on the baseline is reduced, and from which on a model may lack heads and blocks."""
 
 RECORD_VERSION = 3
 """Version of the run records that we write. 2 added `parity` and `signed_by`, 3 intervals and a mode's reason."""
@@ -65,8 +69,20 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class BlockShape:
+    """A block that remains of a model: its number there, and which of its kv groups it keeps, ascending."""
+
+    block: int
+    kv_groups: List[int]
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """What a backend must know to run the graph: counts, and the token that ends a text (None: there is none)."""
+    """What a backend must know to run the graph: counts, and the token that ends a text (None: there is none).
+
+    The counts are the baseline's. `kept` says which blocks and kv groups of it the graph has, None for all. Raises
+    RecordError where it names others than there are, or none.
+    """
 
     layers: int
     kv_heads: int
@@ -74,6 +90,27 @@ class ModelShape:
     vocabulary: int
     context_tokens: int
     end_token: Optional[int]
+    kept: Optional[List[BlockShape]] = None
+
+    def __post_init__(self) -> None:
+        if self.kept is None:
+            return
+        for what, numbers, count in (
+            ("blocks", [each.block for each in self.kept], self.layers),
+            *((f"kv groups of block {each.block}", each.kv_groups, self.kv_heads) for each in self.kept),
+        ):
+            within = bool(numbers) and numbers[0] >= 0 and numbers[-1] < count
+            if not within or numbers != sorted(set(numbers)):
+                raise RecordError(
+                    f"model.kept: expected some of {count} {what}, each once and ascending, got {numbers}"
+                )
+
+    @property
+    def blocks(self) -> List[BlockShape]:
+        """The blocks that the graph has."""
+        if self.kept is not None:
+            return self.kept
+        return [BlockShape(block, list(range(self.kv_heads))) for block in range(self.layers)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +131,7 @@ class Manifest:
     unsigned bundle. A bundle's digest is the SHA-256 of the manifest's bytes, so it names everything it holds.
     """
 
-    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, MANIFEST_VERSION)
+    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, 3, MANIFEST_VERSION)
 
     version: int
     target: str
@@ -111,6 +148,8 @@ class Manifest:
         require_version(self.version, self.READABLE, "manifest")
         for path in self.files:
             check_path(path)
+        if self.model.kept is not None and self.version < NARROWED_SINCE:
+            raise RecordError(f"model.kept: a manifest of version {self.version} cannot say what is kept")
         if self.default_mode not in self.specification:
             raise RecordError(
                 f"default_mode: expected one of {sorted(self.specification)}, got {self.default_mode!r}"

@@ -119,7 +119,7 @@ class Run:
             )
         text = path.read_text(encoding="utf-8")
         manifest = records.from_json(Manifest, text)
-        if manifest.version == records.MANIFEST_VERSION and records.to_json(manifest) != text:
+        if manifest.version >= records.REDUCED_SINCE and records.to_json(manifest) != text:
             raise records.RecordError(
                 "manifest: expected canonical JSON (sorted keys, no spaces); export it again"
             )

@@ -273,24 +273,24 @@ def _move_constants(model: onnx.ModelProto) -> bytes:
 
 def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
     graph = model.graph
-    index = 0
-    for node in graph.node:
-        if node.op_type == "GroupQueryAttention":
-            name = ATTENTION_OUTPUT.format(index)
-            node.output.append(name)
-            # 2: the rows after the softmax.
-            node.attribute.append(helper.make_attribute("qk_output", 2))
-            rows: list[str | int | None] = [
-                "batch_size",
-                skeleton.heads,
-                "sequence_length",
-                "total_sequence_length",
-            ]
-            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, rows))
-            index += 1
-    if index != skeleton.layers:
-        raise ExportError(f"graph: expected {skeleton.layers} GroupQueryAttention nodes, got {index}")
-    names = {hidden: HIDDEN_OUTPUT.format(layer) for layer, hidden in enumerate(skeleton.hidden)}
+    attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    if len(attentions) != len(skeleton.heads):
+        raise ExportError(
+            f"graph: expected {len(skeleton.heads)} GroupQueryAttention nodes, got {len(attentions)}"
+        )
+    for node, (block, heads) in zip(attentions, skeleton.heads.items(), strict=True):
+        name = ATTENTION_OUTPUT.format(block)
+        node.output.append(name)
+        # 2: the rows after the softmax.
+        node.attribute.append(helper.make_attribute("qk_output", 2))
+        rows: list[str | int | None] = [
+            "batch_size",
+            heads,
+            "sequence_length",
+            "total_sequence_length",
+        ]
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, rows))
+    names = {hidden: HIDDEN_OUTPUT.format(block) for block, hidden in skeleton.hidden.items()}
     for node in graph.node:
         for edges in (node.input, node.output):
             edges[:] = [names.get(edge, edge) for edge in edges]

@@ -42,14 +42,13 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weig
 @dataclass(frozen=True)
 class Skeleton:
     """`graph` holds every node and every small constant in float32; `weights` maps the name of each weight
-    initializer in it to the layer that it belongs to. `hidden` names the hidden states after each block, those
-    after the last one normed."""
+    initializer in it to the layer that it belongs to. By blocks' numbers in the baseline, `hidden` names the hidden
+    states after each one, those of the last normed, and `heads` says how many heads each has."""
 
     graph: onnx.ModelProto
     weights: Mapping[str, str]
-    hidden: tuple[str, ...]
-    layers: int
-    heads: int
+    hidden: Mapping[int, str]
+    heads: Mapping[int, int]
 
 
 def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
@@ -102,8 +101,8 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
             f"graph of {model.folder}: expected hidden states between {model.shape.layers} blocks, found "
             f"{len(between) - between.count(None)}"
         )
-    hidden = (*(name for name in between if name), end)
-    return Skeleton(graph, weights, hidden, model.shape.layers, heads)
+    hidden = dict(enumerate((*(name for name in between if name), end)))
+    return Skeleton(graph, weights, hidden, dict.fromkeys(range(model.shape.layers), heads))
 
 
 def _run_builder(source: Path, destination: Path) -> None:

@@ -30,7 +30,7 @@ from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluation, Evaluator
-from toggle_edge.export import Skeleton, exporter_for
+from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
 from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
 from toggle_edge.falsification import reading_order
@@ -349,10 +349,14 @@ def export(
     An existing `folder` is replaced. Raises ParityError when the artifact is not what was searched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    layers = prepared.bank.compressed(config)
+    layers, kept = prepared.bank.compressed(config), prepared.bank.kept(config.structure)
+    shape = prepared.model.shape
+    if kept is not None:
+        skeleton = narrowed(skeleton, prepared.model.anatomy, config.structure)
+        shape = narrowed_shape(shape, kept)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
         artifact = exporter_for(prepared.target).export(skeleton, layers, Path(scratch) / "artifact")
-        probe, shape = prepared.probes.certificate[0], prepared.model.shape
+        probe = prepared.probes.certificate[0]
         candidate = prepared.bank.assemble(config)
         parity = check_parity(artifact, shape, candidate, probe.tokens, prompt_tokens=probe.prompt_tokens)
         canary = canary_of(
@@ -377,5 +381,7 @@ def export(
         if folder.exists():
             shutil.rmtree(folder)
         built.folder.rename(folder)
-    predicted = exporter_for(prepared.target).predicted_bytes(skeleton, prepared.model.layers, config)
+    predicted = exporter_for(prepared.target).predicted_bytes(
+        skeleton, prepared.model.remaining(config.structure), config
+    )
     return Exported(config, dataclasses.replace(built, folder=folder), parity, predicted)

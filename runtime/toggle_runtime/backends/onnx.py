@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toggle_runtime.records import Generation, ModelShape
-from toggle_runtime.signals import UNDECIDED
+from toggle_runtime.signals import UNDECIDED, heads_of
 
 GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
 _LEVEL = b"\x0a\x0eaccuracy_level\x18"
@@ -119,11 +119,24 @@ def outputs(
 ) -> Tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Outputs of the signals graph for `batch x tokens`: logits, attention `batch x layers x heads x tokens x
     tokens`, and the hidden states after the blocks in `states`, `batch x states x tokens x width`. Rows may be
-    padded on the right: attention is causal."""
-    attention = [f"signals.attention.{layer}" for layer in range(model.shape.layers)]
+    padded on the right: attention is causal. Layers and heads are the baseline's; those that the graph lacks attend to
+    nothing."""
+    attention = [f"signals.attention.{each.block}" for each in model.shape.blocks]
     hidden = [f"signals.hidden.{layer}" for layer in states]
     found = model.session.run(["logits", *attention, *hidden], _prompt(model.shape, batch))
-    return found[0], np.stack(found[1 : 1 + len(attention)], 1), np.stack(found[1 + len(attention) :], 1)
+    rows = found[1 : 1 + len(attention)]
+    placed = np.stack(rows, 1) if model.shape.kept is None else _in_place(model.shape, rows)
+    return found[0], placed, np.stack(found[1 + len(attention) :], 1)
+
+
+def _in_place(shape: ModelShape, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Each block's attention at its place in the baseline, and each head's; zeros at the others'."""
+    batch, own, tokens, keys = rows[0].shape
+    heads = own // len(shape.blocks[0].kv_groups) * shape.kv_heads
+    placed = np.zeros((batch, shape.layers, heads, tokens, keys), np.float32)
+    for each, values in zip(shape.blocks, rows):
+        placed[:, each.block, heads_of(each.kv_groups, values.shape[1])] = values
+    return placed
 
 
 def choices(model: OnnxModel, batch: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -135,23 +148,24 @@ def choices(model: OnnxModel, batch: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _prompt(shape: ModelShape, batch: NDArray[np.int64]) -> Dict[str, NDArray[Any]]:
-    empty = np.zeros((len(batch), shape.kv_heads, 0, shape.head_size), np.float32)
     feed: Dict[str, NDArray[Any]] = {"input_ids": batch, "attention_mask": np.ones_like(batch)}
-    for layer in range(shape.layers):
-        feed[f"past_key_values.{layer}.key"] = empty
-        feed[f"past_key_values.{layer}.value"] = empty
+    for each in shape.blocks:
+        empty = np.zeros((len(batch), len(each.kv_groups), 0, shape.head_size), np.float32)
+        feed[f"past_key_values.{each.block}.key"] = empty
+        feed[f"past_key_values.{each.block}.value"] = empty
     return feed
 
 
 def _empty_cache(shape: ModelShape, capacity: int) -> List[Tuple[str, str, Any]]:
-    size = (1, shape.kv_heads, capacity, shape.head_size)
     return [
         (
-            f"past_key_values.{layer}.{part}",
-            f"present.{layer}.{part}",
-            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, np.float32)),
+            f"past_key_values.{each.block}.{part}",
+            f"present.{each.block}.{part}",
+            onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, len(each.kv_groups), capacity, shape.head_size), np.float32)
+            ),
         )
-        for layer in range(shape.layers)
+        for each in shape.blocks
         for part in ("key", "value")
     ]
 
