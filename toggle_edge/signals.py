@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from toggle_runtime.signals import FAR, Outputs, Trace, departure, exact_trace
 
+from toggle_edge.model.memory import give_back
 from toggle_edge.model.placement import device_of
 from toggle_edge.model.recording import recording
 from toggle_edge.probes import Probe
@@ -45,6 +46,7 @@ def each_output(
                 torch.stack([layer[row, :steps] for layer in hidden]).numpy(),
                 next(texts),
             )
+        give_back()
 
 
 def _whole_outputs(
@@ -93,6 +95,7 @@ def each_trace(
         greedy = [text for text in texts if text is not None]
         choices = choices_along(module, part, greedy) if len(greedy) == len(part) else [None] * len(part)
         yield from _batch_traces(module, part, references, choices)
+        give_back()
 
 
 def _batch_traces(

@@ -10,7 +10,7 @@ import torch
 
 from toggle_edge.compress.calibration import Calibration
 from toggle_edge.compress.candidate import Candidate, is_held, placed
-from toggle_edge.compress.entries import EntryKey, entry, weights_digest
+from toggle_edge.compress.entries import EntryKey, Seal, entry, weights_digest
 from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
@@ -52,6 +52,7 @@ class LayerBank:
         self._baseline = {layer.name: layer for layer in model.layers}
         self._held: OrderedDict[tuple[str, Format], CompressedLayer] = OrderedDict()
         self._digests: dict[str, str] = {}
+        self._verified: set[Seal] = set()
         self._candidate = Candidate(model, self.layer)
 
     def layer(self, name: str, fmt: Format) -> CompressedLayer:
@@ -78,7 +79,7 @@ class LayerBank:
             # The inputs of a layer depend on all layers before it.
             calibration = f"{self._model.digest} {self._calibration.digest} {name}"
         key = EntryKey(self._digests[name], str(fmt), self._quantiser, calibration)
-        return entry(self._folder, key, lambda: self._quantised(name, fmt))
+        return entry(self._folder, key, lambda: self._quantised(name, fmt), self._verified)
 
     def _quantised(self, name: str, fmt: Format) -> CompressedLayer:
         statistics = None
