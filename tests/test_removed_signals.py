@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from toggle_runtime.intervals import bounds_of
 from toggle_runtime.records import SATISFIED, UNSET, ModeSpecification
 from toggle_runtime.reduction import reduce_baseline
 from toggle_runtime.signals import SIGNALS, Outputs, SignalsError
-from toggle_runtime.verdicts import judge
+from toggle_runtime.trace_files import read_traces, write_traces
+from toggle_runtime.verdicts import judge, noise_floor
 
+from toggle_edge.certify import certify
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP32, Config
 from toggle_edge.evaluate import Evaluator
@@ -149,6 +152,20 @@ def test_the_layer_to_blame_is_never_one_with_nothing_to_compare(
     assert argmin is not None
     states = traces[argmin.probe].layers["context"][:, argmin.step]
     assert argmin.layer == int(np.nanargmin(states)) != 1
+
+
+def test_what_is_judged_without_a_block_is_certified_as_well(
+    model: LanguageModel, probes: tuple[Probe, ...], baseline: list[Outputs], tmp_path: Path
+) -> None:
+    module, kept = candidate_of(model, STRUCTURES["heads and a block"])
+    traces = traces_of(module, probes, baseline, kept)
+    properties = {name: f"always ({name} >= -2.0)" for name in ("context_min", "attention_min", "context")}
+    mode = {"m": ModeSpecification(properties, 1.0, 0.0)}
+    floor = noise_floor(mode, traces, traces)
+    write_traces(tmp_path / "traces.npz", traces, traces)
+    run, repeated = read_traces(tmp_path / "traces.npz")
+    certificate = certify(judge(mode, traces, floor), mode, run, repeated, floor, candidates=1)
+    assert certificate.certified, certificate.disagreements
 
 
 def test_a_nan_in_what_remains_stays_one(
