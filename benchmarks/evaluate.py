@@ -4,6 +4,7 @@
 layer bank (its layers lie there), signals on every probe, verdicts, predicted cost. It is timed in turns with plain
 forward passes of the baseline over the same tokens in the same batches; the ratio is what counts. From one trial to
 the next `--changed` of the layers get another format, a quarter of them if nothing is said.
+Times are the processor's for this process, which has one thread: on a shared machine they say more than a clock.
 
 Memory is the process's own (`RssAnon`; files that it has mapped can be dropped and do not count), sampled all the time.
 The peak is how far that grew during trials beyond what it was with the baseline's module alone in memory, so all of it
@@ -142,13 +143,13 @@ def measure(folder: Path, cache: Path, arguments: argparse.Namespace) -> dict[st
     evaluator.evaluate(next(candidates))
     plain, trials = [], []
     for _ in range(arguments.repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         plain_forward(model.module, probes)
-        plain.append(time.perf_counter() - started)
+        plain.append(time.process_time() - started)
         config = next(candidates)
-        started = time.perf_counter()
+        started = time.process_time()
         evaluator.evaluate(config)
-        trials.append(time.perf_counter() - started)
+        trials.append(time.process_time() - started)
     with peak_of_own_bytes() as most:
         evaluator.evaluate(next(candidates))
     return {

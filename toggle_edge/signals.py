@@ -28,6 +28,9 @@ from toggle_edge.probes import Probe
 from toggle_edge.reading import batch_size, batches_of, choices_along, greedy_texts, logits_at, rows_at
 from toggle_edge.structure import Kept
 
+STEP_NUMBERS = 2**18
+"""Logits of a candidate that are compared at a time."""
+
 
 def baseline_outputs(
     module: torch.nn.Module, probes: Sequence[Probe], *, free_running: bool = False
@@ -173,15 +176,24 @@ def _batch_traces(
 
 def _token_signals(probe: Probe, baseline: Outputs, logits: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the next-token distributions say."""
-    baseline_log = torch.from_numpy(baseline.logits).to(logits.device).double().log_softmax(-1)
-    candidate_log = logits.double().log_softmax(-1)
-    signals = {"jsd": _jensen_shannon_bits(baseline_log, candidate_log).cpu()}
+    theirs, gold = torch.from_numpy(baseline.logits), torch.tensor(probe.continuation).unsqueeze(-1)
+    divergence, ratios = [], []
+    # A few steps at a time: in float64 all steps of a large vocabulary are larger than many a layer.
+    size = max(1, STEP_NUMBERS // logits.shape[-1])
+    for start in range(0, len(logits), size):
+        steps = slice(start, start + size)
+        baseline_log = theirs[steps].to(logits.device).double().log_softmax(-1)
+        candidate_log = logits[steps].double().log_softmax(-1)
+        divergence.append(_jensen_shannon_bits(baseline_log, candidate_log).cpu())
+        chosen = gold[steps].to(logits.device)
+        ratios.append(
+            (candidate_log.gather(-1, chosen) - baseline_log.gather(-1, chosen)).squeeze(-1).exp().cpu()
+        )
+    signals = {"jsd": torch.cat(divergence)}
     if probe.answer_steps:
-        gold = torch.tensor(probe.continuation, device=logits.device).unsqueeze(-1)
-        ratio = (candidate_log.gather(-1, gold) - baseline_log.gather(-1, gold)).squeeze(-1).exp().cpu()
         answer = torch.zeros(probe.steps, dtype=torch.bool)
         answer[list(probe.answer_steps)] = True
-        signals["factual"] = torch.where(answer, ratio, torch.ones_like(ratio))
+        signals["factual"] = torch.where(answer, torch.cat(ratios), 1.0)
     return signals
 
 

@@ -90,6 +90,7 @@ class Candidate:
             }
         else:
             self.module = shared_copy(model.module, lambda module, memo: make(module, memo=memo))
+            self._room = torch.empty(0, device=self._device)
             stream(self.module, slots_of(self.module, layers), self._supplied)
         self._structure = structure
 
@@ -130,7 +131,7 @@ class Candidate:
             if lossless:
                 weight = self._ranking.weight(layer, self._wanted[layer.name].kept).to(self._device)
             else:
-                weight = self._dequantised(layer)
+                weight = self._dequantised(layer, self._room_for(slot))
             turned = isinstance(self.module.get_submodule(slot.owners[0]), Conv1D)
             return weight.T.contiguous() if turned else weight
         first = slot.layers[0]
@@ -144,8 +145,21 @@ class Candidate:
             return self._model.module.get_parameter(slot.name).data
         return self._model.checkpoint.read(slot.name).to(self._device)
 
-    def _dequantised(self, layer: Layer) -> torch.Tensor:
-        return dequantise(placed(self._compressed(self._wanted[layer.name]), self._device))
+    def _room_for(self, slot: Slot) -> torch.Tensor | None:
+        """Memory that every layer in its turn may use, made once: fresh memory costs more time than filling it.
+
+        Only for weights that nothing else runs beside: those of a module without modules inside.
+        """
+        if any(True for path in slot.owners for _ in self.module.get_submodule(path).children()):
+            return None
+        if not len(self._room):
+            largest = max(layer.weights for layer in self._model.layers)
+            self._room = torch.empty(largest, device=self._device)
+        return self._room
+
+    def _dequantised(self, layer: Layer, room: torch.Tensor | None = None) -> torch.Tensor:
+        compressed = self._compressed(self._wanted[layer.name])
+        return dequantise(placed(compressed, self._device), room)
 
     def _is_lossless(self, layer: Layer) -> bool:
         """Whether the format stores this layer's weights exactly; a NaN is left to the layer bank."""

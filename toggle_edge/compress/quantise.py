@@ -122,11 +122,17 @@ def quantise(
     )
 
 
-def dequantise(layer: CompressedLayer) -> torch.Tensor:
-    """The `rows x columns` float32 weights that the stored codes stand for."""
+def dequantise(layer: CompressedLayer, room: torch.Tensor | None = None) -> torch.Tensor:
+    """The `rows x columns` float32 weights that the stored codes stand for.
+
+    `room` is a float32 vector to put them into where it has as many numbers as there are codes.
+    """
     if layer.scales is None:
         return layer.codes.to(torch.float32)
-    weights = torch.empty(layer.codes.shape, device=layer.codes.device)
+    count = layer.codes.numel()
+    if room is None or len(room) < count:
+        room = torch.empty(count, device=layer.codes.device)
+    weights = room[:count].view(layer.codes.shape)
     zeros = None if layer.zero_points is None else layer.zero_points.to(torch.float32).unsqueeze(-1)
     middle, scales = 1 << layer.format.bits - 1, layer.scales.unsqueeze(-1)
     # A few rows at a time: they stay in the processor's cache, and the whole is there only once.
