@@ -21,7 +21,7 @@ from toggle_edge.search.outcomes import AVGPP, Scale, scales, values_of
 from toggle_edge.search.space import Space
 from toggle_edge.search.trial import Observation
 
-OWN_WEIGHT = 0.5
+OWN_WEIGHT = 0.75
 """How far an outcome's own measurement is believed beside AvgPP's, which averages over all steps and is far less noisy."""
 
 NO_HARM = -14.0

@@ -26,11 +26,14 @@ from torch import Tensor
 
 from toggle_edge.errors import SearchError
 
-UNIT_DEVIATION, CHOICE_DEVIATION = 0.7, 0.35
+UNIT_DEVIATION, CHOICE_DEVIATION = 0.4, 0.9
 """Prior deviation of log harm: of a whole dimension, and of one choice in it."""
 
-OFFSET_DEVIATION, POWER_DEVIATION = 1.5, 0.3
-RESIDUAL_DEVIATION, RESIDUAL_LENGTH = 0.15, 0.5
+POWER = 0.6
+"""Prior mean of `b`: a logit moves with the error, so with the root of its power; a divergence with its square."""
+
+OFFSET_DEVIATION, POWER_DEVIATION = 1.5, 0.25
+RESIDUAL_DEVIATION, RESIDUAL_LENGTH = 0.05, 0.5
 
 NOISES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Deviations of the roughness that no smooth law explains; the likeliest one is taken."""
@@ -120,7 +123,7 @@ def fit_law(prior: Tensor, design: Design, shortfalls: Tensor, bounded: Tensor) 
         raise SearchError("surrogate: expected one or more finite observations and finite priors")
     exact = shortfalls[~bounded] if (~bounded).any() else shortfalls
     size = prior.shape
-    first = _Parameters(float(exact.mean()), 1.0, torch.zeros(size[0]).double(), torch.zeros(size).double())
+    first = _Parameters(float(exact.mean()), POWER, torch.zeros(size[0]).double(), torch.zeros(size).double())
     centre = float(_total(prior, first, design.levels)[0].mean())
     residual = _matern(design.encoded, design.encoded)
     noise, found = 0.2, first
