@@ -15,8 +15,9 @@ from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
-from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of, search, stored_sensitivity
+from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
+from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
 from toggle_edge.search.finalists import predicted_selection
@@ -67,7 +68,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         trials = search(
             prepared,
             store.ledger(study.id),
-            sensitivity=stored_sensitivity(prepared, store, study, report),
+            sensitivities=stored_sensitivities(prepared, store, study, report),
             seed=options.seed,
             max_trials=options.trials or prepared.profile.trials,
             report=report,
