@@ -36,6 +36,10 @@ OLDEST = next((path for version in VERSIONS if (path := interpreter(version))), 
 
 REFUSED = {
     "manifest-digest-short": "64 lower-case hex digits",
+    "manifest-kept-before-4": "a manifest of version 3 cannot say what is kept",
+    "manifest-kept-block-unknown": "expected some of 3 blocks",
+    "manifest-kept-empty": "expected some of 3 blocks",
+    "manifest-kept-group-twice": "expected some of 2 kv groups of block 0, each once",
     "manifest-missing-key": "missing key 'target'",
     "manifest-mode-unknown": "default_mode: expected one of",
     "manifest-path-absolute": "inside the bundle",
@@ -45,8 +49,8 @@ REFUSED = {
     "manifest-size-negative": "bytes >= 0",
     "manifest-truncated": "expected JSON",
     "manifest-unknown-key": "unknown key 'surprise'",
-    "manifest-version-4": "written by a newer toggle-edge: upgrade this side",
-    "manifest-version-text": "this side reads 1, 2 and 3",
+    "manifest-version-5": "written by a newer toggle-edge: upgrade this side",
+    "manifest-version-text": "this side reads 1, 2, 3 and 4",
     "record-bool-for-number": "expected a number",
     "record-deep": "expected JSON",
     "record-half-pair": "expected text that is UTF-8",
@@ -70,7 +74,17 @@ def on_the_device(code: str, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("name", ["manifest-v3", "manifest-v3-unsigned", "record-v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest-v3",
+        "manifest-v3-unsigned",
+        "manifest-v4",
+        "manifest-v4-unsigned",
+        "manifest-v4-whole",
+        "record-v3",
+    ],
+)
 def test_what_is_written_is_read_and_written_again_byte_by_byte(name: str) -> None:
     text = (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
     assert to_json(from_json(kind_of(name), text)) == text
@@ -100,7 +114,7 @@ def test_earlier_versions_are_still_read(kind: str, version: int) -> None:
         assert all(mode.reason is None for mode in read.modes)
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_both_sides_accept_the_golden_signature_and_no_other(version: int) -> None:
     path = GOLDEN / f"manifest-v{version}.json"
     manifest = from_json(Manifest, path.read_text(encoding="utf-8"))
@@ -137,7 +151,7 @@ def test_what_must_be_refused_is_refused_on_both_sides(name: str) -> None:
     assert REFUSED[name] in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize("change", [lambda text: text + "\n", lambda text: json.dumps(json.loads(text))])
 def test_a_manifest_that_is_not_canonical_is_refused(
     tmp_path: Path, change: Callable[[str], str], version: int
@@ -156,7 +170,7 @@ def bundled(folder: Path, content: bytes) -> Bundle:
     digest = hashlib.sha256(content).hexdigest()
     (folder / "blobs" / "sha256").mkdir(parents=True)
     (folder / "blobs" / "sha256" / digest).write_bytes(content)
-    manifest = from_json(Manifest, (GOLDEN / "manifest-v3.json").read_text(encoding="utf-8"))
+    manifest = from_json(Manifest, (GOLDEN / "manifest-v4.json").read_text(encoding="utf-8"))
     files = {**manifest.files, PROBES: records.Blob(digest, len(content))}
     return Bundle("0" * 64, dataclasses.replace(manifest, files=files), folder)
 
@@ -199,7 +213,7 @@ def test_the_limits_in_the_page_are_those_in_the_code() -> None:
 
 
 def test_every_key_of_manifest_and_record_is_in_the_page() -> None:
-    for name in ("manifest-v3", "record-v3"):
+    for name in ("manifest-v4", "record-v3"):
         for key in json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")):
             assert f"`{key}`" in FORMATS, (name, key)
     for constant in (records.MANIFEST_VERSION, records.RECORD_VERSION):

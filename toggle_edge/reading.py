@@ -22,12 +22,12 @@ BATCH = 16
 """Sequences per forward pass where only logits are wanted."""
 
 MOST_PROBES = 64
-LEAST_BYTES, MOST_BYTES = 48 * 2**20, 2**30
+LEAST_BYTES, MOST_BYTES = 24 * 2**20, 2**30
 WEIGHTS_SHARE = 16
 
 
 def batch_size(module: torch.nn.Module, probes: Sequence[Probe]) -> int:
-    """Probes per forward pass: as many as a sixteenth of the model's float32 weights has room for, between 48 MiB and
+    """Probes per forward pass: as many as a sixteenth of the model's float32 weights has room for, between 24 MiB and
     1 GiB, at most 64.
 
     So a model that is read from disk for every batch is read seldom, and a small one stays within a small machine. The
@@ -40,16 +40,18 @@ def batch_size(module: torch.nn.Module, probes: Sequence[Probe]) -> int:
 
 
 def _probe_bytes(module: Any, probes: Sequence[Probe]) -> int:
-    """About what one probe needs beside the weights: what a block computes, what is kept of each, the logits."""
+    """About what one probe needs beside the weights. What the baseline keeps of every block counts half: once read, it
+    is not needed again."""
     config = module.config.get_text_config()
     tokens, steps = max(len(probe.tokens) for probe in probes), max(probe.steps for probe in probes)
     width, heads = config.hidden_size, config.num_attention_heads
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    block = tokens * (6 * width + 3 * inner + 3 * heads * tokens)
-    # Attention is compared in float64, three products at a time.
-    compared = 8 * heads * steps * tokens
-    kept = config.num_hidden_layers * steps * (width + heads * tokens)
-    return int(4 * (block + compared + kept + 2 * steps * config.vocab_size))
+    rows = heads * steps * tokens
+    # What is there at once: in the MLP, or with attention while it is compared in float64, or at the end with logits.
+    attention = 3 * tokens * heads * tokens + 10 * rows
+    most = max(6 * tokens * width + max(3 * tokens * inner, attention), 3 * steps * config.vocab_size)
+    kept = config.num_hidden_layers * (steps * width + rows)
+    return int(4 * (most + kept // 2))
 
 
 def batches_of(

@@ -21,6 +21,7 @@ from toggle_runtime.signals import (
     states_compared,
 )
 
+from toggle_edge.model.memory import give_back
 from toggle_edge.model.placement import device_of
 from toggle_edge.model.recording import recording
 from toggle_edge.probes import Probe
@@ -54,6 +55,7 @@ def each_output(
                 torch.stack([layer[row, :steps] for layer in hidden]).numpy(),
                 next(texts),
             )
+        give_back()
 
 
 def _whole_outputs(
@@ -106,6 +108,7 @@ def each_trace(
         greedy = [text for text in texts if text is not None]
         choices = choices_along(module, part, greedy) if len(greedy) == len(part) else [None] * len(part)
         yield from _batch_traces(module, part, references, choices, kept)
+        give_back()
 
 
 def _batch_traces(

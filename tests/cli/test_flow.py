@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from toggle_edge.config import FP32, Config
+from toggle_edge.model.load import load_model
 from toggle_edge.pipeline.inputs import demo_folder
+from toggle_edge.structure import Structure
 
 MODEL = demo_folder() / "model"
 PROFILE = (Path(__file__).parents[2] / "profiles" / "default.toml").read_text()
@@ -133,6 +136,41 @@ def test_the_bundle_is_measured_and_certified(folder: Path, search: dict[str, An
     assert "RTAMT agrees in every number" in shown.stdout
     assert "5 candidates" in shown.stdout
     assert all(len(line) <= 100 for line in shown.stdout.splitlines())
+
+
+def test_a_structure_is_checked_exported_and_measured_alike(folder: Path) -> None:
+    model = load_model(MODEL)
+    structure = Structure((2,), ((1, 2),), ((0, 500), (4, 400)))
+    config = Config.of({layer.name: FP32 for layer in model.remaining(structure)}, structure=structure)
+    (folder / "fewer.json").write_text(json.dumps(config.to_json()))
+    options = ["--config", "fewer.json", "--profile", "few.toml"]
+    check = run(folder, "check", MODEL, *options, "--json")
+    assert check.returncode in (0, 1), check.stderr
+    checked = json.loads(check.stdout)
+    assert checked["proxy_flops_ratio"] > 0.5 * 1.2  # twice the bits of fp16, a fifth fewer weights
+    exported = run(folder, "export", MODEL, *options, "-o", "fewer", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["parity"]["max_abs_logit_difference"] <= 1e-4
+    done = run(folder, "validate", "--device", "here.toml", "--bundle", "fewer", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    result = json.loads(done.stdout)
+    assert result["certified"] is True
+    assert result["measured"]["decode_ms_p50"]["value"] > 0
+    record = json.loads(Path(folder, result["record_file"]).read_text())
+    (mode,) = (each for each in record["modes"] if each["mode"] == checked["mode"])
+    host = {each["property"]: each for each in checked["verdicts"]}
+    # fp32 is exact on the device too: what it says contains what the host says.
+    for verdict in mode["verdicts"]:
+        found = host[verdict["property"]]["robustness"]
+        assert verdict["robustness"] - 1e-5 <= found <= verdict["robustness_upper"] + 1e-5
+    # Layers of a block that is gone, and a block that was never there.
+    wrong = config.to_json()
+    assert isinstance(wrong["formats"], dict)
+    wrong["formats"]["model.layers.2.mlp.up_proj"] = "fp16"
+    (folder / "wrong.json").write_text(json.dumps(wrong))
+    refused = run(folder, "check", MODEL, "--config", "wrong.json", "--profile", "few.toml")
+    assert refused.returncode == 2
+    assert "for each of the 36 layers that its structure leaves" in refused.stderr
 
 
 def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -171,3 +172,19 @@ def test_two_processes_fill_one_bank_and_a_killed_one_harms_nothing(tmp_path: Pa
     assert late.communicate(timeout=60)[0] == "done\n"
     assert "late" not in log.read_text()
     victim.stdout.close() if victim.stdout else None
+
+
+def test_a_file_is_verified_once_and_again_when_it_changed(tmp_path: Path) -> None:
+    key, seals = EntryKey("w0", "int4-g32"), set()
+    entry(tmp_path, key, layer)
+    (path,) = tmp_path.rglob("*.safetensors")
+    entry(tmp_path, key, never, seals)
+    assert len(seals) == 1
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    made = []
+    found = entry(tmp_path, key, lambda: made.append(1) or layer(), seals)
+    assert made
+    assert torch.equal(found.codes, layer().codes)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from toggle_runtime.stl import parse
+from transformers import LlamaForCausalLM
 
 from toggle_edge.pipeline.checking import CheckOptions, ranged_over, run_check
 from toggle_edge.pipeline.inputs import demo_folder
@@ -169,3 +170,35 @@ def test_what_a_damaged_weight_does_not_reach_keeps_its_verdict_and_the_mode_doe
 )
 def test_what_an_unbounded_operator_ranges_over_is_drawn(text: str, drawn: str) -> None:
     assert str(ranged_over(parse(text))) == drawn
+
+
+def test_a_second_check_reads_no_baseline_and_a_streamed_one_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOGGLE_EDGE_CACHE", str(tmp_path / "cache"))
+    forward, passes, said = LlamaForCausalLM.forward, [], []
+
+    def counted(module: LlamaForCausalLM, *args: object, **given: object) -> object:
+        passes.append(1)
+        return forward(module, *args, **given)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+
+    def report(stage: str, done: int, of: int, note: str = "") -> None:
+        if stage == "model":
+            said.append(note)
+
+    (tmp_path / "few.toml").write_text(FEW)
+    probes = (str(demo_folder() / "probes.jsonl"),)
+    options = CheckOptions(demo_folder() / "model", "int4-g32", str(tmp_path / "few.toml"), probes=probes)
+    first = run_check(options, report)
+    of_both = len(passes)
+    second = run_check(options, report)
+    of_candidate = len(passes) - of_both
+    assert 0 < of_candidate < of_both
+    monkeypatch.setenv("TOGGLE_EDGE_STREAM", "always")
+    third = run_check(options, report)
+    assert len(passes) == of_both + 2 * of_candidate
+    assert first.verdict == second.verdict == third.verdict
+    assert "in memory" in said[0]
+    assert said[2].startswith("weights read from disk layer by layer, as told")

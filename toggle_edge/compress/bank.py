@@ -10,7 +10,7 @@ import torch
 
 from toggle_edge.compress.calibration import Calibration, InputStatistics
 from toggle_edge.compress.candidate import Candidate, Wanted, is_held, kept_of, placed
-from toggle_edge.compress.entries import EntryKey, entry, weights_digest
+from toggle_edge.compress.entries import EntryKey, Seal, entry, weights_digest
 from toggle_edge.compress.prune import pruner_named
 from toggle_edge.compress.quantise import CompressedLayer, quantise, quantiser_named
 from toggle_edge.compress.structure import Ranking
@@ -61,6 +61,7 @@ class LayerBank:
         self._baseline = {layer.name: layer for layer in model.layers}
         self._held: OrderedDict[Wanted, CompressedLayer] = OrderedDict()
         self._digests: dict[tuple[str, int], str] = {}
+        self._verified: set[Seal] = set()
         self._ranking = Ranking(model, calibration)
         self._candidate = Candidate(model, self.wanted, self._ranking)
 
@@ -114,7 +115,7 @@ class LayerBank:
             wanted.sparsity,
             self._pruner if pruned else "",
         )
-        return entry(self._folder, key, lambda: self._compressed(wanted))
+        return entry(self._folder, key, lambda: self._compressed(wanted), self._verified)
 
     def _compressed(self, wanted: Wanted) -> CompressedLayer:
         name = wanted.name

@@ -28,6 +28,9 @@ from toggle_edge.config import Format
 VERSION = 1
 """Of what an entry's bytes mean: raised when a quantiser computes something else under the same name."""
 
+Seal = tuple[str, int, int, int]
+"""By which a file is known to be the one that was verified before: key, inode, time of the last change, size."""
+
 _TENSORS = tuple(field.name for field in dataclasses.fields(CompressedLayer) if "Tensor" in str(field.type))
 
 
@@ -62,37 +65,48 @@ def weights_digest(weight: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def entry(folder: Path, key: EntryKey, make: Callable[[], CompressedLayer]) -> CompressedLayer:
+def entry(
+    folder: Path, key: EntryKey, make: Callable[[], CompressedLayer], verified: set[Seal] | None = None
+) -> CompressedLayer:
     """The entry for `key` in `folder`, made and kept if it is not there.
+
+    A file whose seal is in `verified` is not verified again, and every file that was gets into it.
 
     Of several processes that ask at once one makes it. Where the folder cannot be written (a full disk, no permission)
     it is made and not kept: what can be made again is no reason to stop.
     """
     path = folder / key.digest[:2] / f"{key.digest}.safetensors"
-    found = _read(path, key)
+    found = _read(path, key, verified)
     if found is not None:
         return found
     with ExitStack() as held:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(path.parent / "lock"))
-            found = _read(path, key)  # made while we waited
+            found = _read(path, key, verified)  # made while we waited
         if found is None:
             found = make()
             _write(path, key, found)
     return found
 
 
-def _read(path: Path, key: EntryKey) -> CompressedLayer | None:
+def _read(path: Path, key: EntryKey, verified: set[Seal] | None) -> CompressedLayer | None:
     """The entry, None where there is none, or it is damaged or another one's."""
     try:
+        status = path.stat()
+        seal = (key.digest, status.st_ino, status.st_mtime_ns, status.st_size)
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
     except (OSError, SafetensorError):
         return None
-    if header.get("key") != key.text or header.get("sha256") != _tensors_digest(tensors):
+    if header.get("key") != key.text:
         return None
+    if verified is None or seal not in verified:
+        if header.get("sha256") != _tensors_digest(tensors):
+            return None
+        if verified is not None:
+            verified.add(seal)
     fields: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
     return CompressedLayer(Format.parse(key.format), int(header["rows"]), int(header["columns"]), **fields)
 
@@ -124,7 +138,8 @@ def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         values = tensors[name]
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+        whole: Any = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(whole)  # hashed where it lies, not copied
     return digest.hexdigest()
 
 

@@ -24,6 +24,9 @@ from toggle_edge.errors import ConfigError
 CHUNK_WEIGHTS = 2**22
 """Weights that are encoded at a time: bounds what a large layer needs beside itself."""
 
+CACHED_WEIGHTS = 2**17
+"""Weights that are dequantised at a time."""
+
 
 @dataclass(frozen=True)
 class CompressedLayer:
@@ -123,13 +126,17 @@ def dequantise(layer: CompressedLayer) -> torch.Tensor:
     """The `rows x columns` float32 weights that the stored codes stand for."""
     if layer.scales is None:
         return layer.codes.to(torch.float32)
-    centred = layer.codes.to(torch.float32)
-    if layer.zero_points is None:
-        centred -= 1 << layer.format.bits - 1
-    else:
-        centred -= layer.zero_points.to(torch.float32).unsqueeze(-1)
-    centred *= layer.scales.unsqueeze(-1)  # in place: a large layer is not there twice
-    return centred.reshape(layer.rows, -1)[:, : layer.columns].contiguous()
+    weights = torch.empty(layer.codes.shape, device=layer.codes.device)
+    zeros = None if layer.zero_points is None else layer.zero_points.to(torch.float32).unsqueeze(-1)
+    middle, scales = 1 << layer.format.bits - 1, layer.scales.unsqueeze(-1)
+    # A few rows at a time: they stay in the processor's cache, and the whole is there only once.
+    step = max(1, CACHED_WEIGHTS // max(1, layer.codes[0].numel()))
+    for start in range(0, layer.rows, step):
+        part = slice(start, start + step)
+        own = weights[part].copy_(layer.codes[part])
+        own -= middle if zeros is None else zeros[part]
+        own *= scales[part]
+    return weights.reshape(layer.rows, -1)[:, : layer.columns].contiguous()
 
 
 def _as_float(weight: torch.Tensor, fmt: Format) -> torch.Tensor:

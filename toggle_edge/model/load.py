@@ -25,7 +25,7 @@ from toggle_edge.model.checkpoint import Checkpoint, stored_weights
 from toggle_edge.model.discovery import layers_of, require_signals
 from toggle_edge.model.layer_inputs import is_slice
 from toggle_edge.model.layers import Layer
-from toggle_edge.model.memory import available_bytes
+from toggle_edge.model.memory import available_bytes, give_large_blocks_back
 from toggle_edge.model.placement import device_of, free_bytes
 from toggle_edge.model.remaining import Anatomy, remaining_layers, remaining_parameters
 from toggle_edge.model.removal import anatomy_of
@@ -111,6 +111,7 @@ def load_model(
             f"{'missing ' + ', '.join(missing) if missing else 'found no *.safetensors'}; "
             "save it with model.save_pretrained and tokenizer.save_pretrained"
         )
+    give_large_blocks_back()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         place = device or torch.device("cpu")

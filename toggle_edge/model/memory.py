@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from typing import Any
 
 _NO_LIMIT = 2**60
 """Version 1 writes about 2**63 where there is no limit."""
@@ -32,6 +34,27 @@ def available_bytes(root: Path = Path("/")) -> int | None:
             found.append(_room(mount.joinpath(*parts[:depth]), *names))
     known = [value for value in found if value is not None]
     return max(0, min(known)) if known else None
+
+
+_MMAP_THRESHOLD, _LARGE = -3, 4 * 2**20  # of mallopt(3)
+
+
+def give_large_blocks_back() -> None:
+    """Let freed blocks of 4 MiB and more go back to the system at once.
+
+    glibc raises its own limit to 32 MiB as it sees such blocks freed, and then keeps hundreds of them in pieces. Other
+    C libraries have no such setting and are left alone.
+    """
+    library: Any = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+def give_back() -> None:
+    """Return what was freed in small pieces to the system."""
+    library: Any = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _room(group: Path, limit: str, usage: str, prefix: str) -> int | None:
