@@ -90,7 +90,9 @@ def volume(trials: Sequence[Mapping[str, Any]], mode: str, target: float, least:
     return hypervolume(points, (1.0, -target)) / ((1.0 - least) * (100.0 - target))
 
 
-def curve(run: Mapping[str, Any], targets: Mapping[str, float], least: float, marks: Sequence[float]) -> list[float]:
+def curve(
+    run: Mapping[str, Any], targets: Mapping[str, float], least: float, marks: Sequence[float]
+) -> list[float]:
     """Feasible hypervolume, mean over modes, once so much effort is spent."""
     found = []
     for mark in marks:
@@ -104,14 +106,21 @@ def quartiles(values: Sequence[float], form: str = ".3f") -> str:
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def print_model(model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[str, Any], targets: Mapping[str, float]) -> None:
+def print_model(
+    model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[str, Any], targets: Mapping[str, float]
+) -> None:
     least = min(trial["cost"] for trial in uniform["trials"])
     cheapest = {
-        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan")) for mode in targets
+        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan"))
+        for mode in targets
     }
     shown = ", ".join(f"{mode} {cost:.3f}" for mode, cost in cheapest.items())
     print(f"\n**{model}**: cheapest feasible uniform config: {shown}.\n")
-    print("| method | n | " + " | ".join(f"volume at {mark}" for mark in MARKS) + " | feasible share | s per run |")
+    print(
+        "| method | n | "
+        + " | ".join(f"volume at {mark}" for mark in MARKS)
+        + " | feasible share | s per run |"
+    )
     print("|---|---|" + "---|" * (len(MARKS) + 2))
     methods = list(dict.fromkeys(run["method"] for run in runs))
     for method in methods:
@@ -123,7 +132,9 @@ def print_model(model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[
         seconds = statistics.median(run["seconds"] for run in own)
         cells = [quartiles(column) for column in curves.T]
         print(f"| {method} | {len(own)} | " + " | ".join(cells) + f" | {share:.2f} | {seconds:.0f} |")
-    print("\nWinners: cost over the cheapest feasible uniform's; coverage and whether the mode holds on fresh probes.\n")
+    print(
+        "\nWinners: cost over the cheapest feasible uniform's; coverage and whether the mode holds on fresh probes.\n"
+    )
     print("| method | " + " | ".join(targets) + " |")
     print("|---|" + "---|" * len(targets))
     for method in methods:

@@ -118,8 +118,7 @@ def tpe(desk: Desk, seed: int) -> None:
     space, targets = desk.problem.space, desk.problem.targets
     limits = {f"d{i}": optuna.distributions.IntDistribution(0, n - 1) for i, n in enumerate(space.sizes)}
     samplers = {
-        mode: optuna.samplers.TPESampler(seed=seed + i, multivariate=True)
-        for i, mode in enumerate(targets)
+        mode: optuna.samplers.TPESampler(seed=seed + i, multivariate=True) for i, mode in enumerate(targets)
     }
     studies = {
         mode: optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
@@ -239,7 +238,11 @@ def level_switches(desk: Desk, seed: int) -> None:
     sizes = np.array(space.sizes)
     for mode in itertools.cycle(desk.problem.targets):
         feasible = [entry for entry in desk.entries if entry.observation.feasible[mode]]
-        parent = min(feasible, key=lambda e: e.observation.proxy_flops).config if feasible else space.decode(space.safest)
+        parent = (
+            min(feasible, key=lambda e: e.observation.proxy_flops).config
+            if feasible
+            else space.decode(space.safest)
+        )
         levels, before = np.array(space.levels(parent)), space.proxy_flops(parent)
         offspring: dict[str, Config] = {}
         for _ in range(400):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toggle_edge.errors import SearchError
 from toggle_edge.search.outcomes import AVGPP, Scale, keys_of_mode, scales, values_of
 from toggle_edge.search.space import Levels, Space
 from toggle_edge.search.surrogate import Design, Law, fit_law
@@ -69,7 +70,7 @@ def believe(
 ) -> Belief:
     """Fit the laws of `mode` to all trials. `harms` as of `expected_harm`; a mode holds from robustness `margin` on.
 
-    Call inside `isolated`. Raises SearchError if an outcome admits no fit.
+    Call inside `isolated`. Raises SearchError if an outcome admits no fit, or no trial says anything.
     """
     observations = [trial.observation for trial in trials]
     values = [values_of(observation) for observation in observations]
@@ -93,8 +94,12 @@ def believe(
         if not rows:
             continue
         prior = torch.from_numpy(harms.get(key, harms[""]))
-        laws[key] = fit_law(prior, design_of(space, rows), torch.tensor(shortfalls).double(), torch.tensor(bounded))
+        laws[key] = fit_law(
+            prior, design_of(space, rows), torch.tensor(shortfalls).double(), torch.tensor(bounded)
+        )
         bars[key] = scale.log_shortfall(target if key == AVGPP else margin + gap)
+    if not laws:
+        raise SearchError(f"surrogate: none of {len(trials)} trials says anything about mode {mode!r}")
     return Belief(laws, bars, limits[AVGPP])
 
 

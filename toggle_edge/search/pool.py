@@ -46,13 +46,12 @@ def candidate_pool(
     seen = set(tried)
     if space.size <= POOL_SIZE:
         return tuple(
-            dict.fromkeys(
-                levels for levels in map(space.levels, space.enumerate()) if levels not in seen
-            )
+            dict.fromkeys(levels for levels in map(space.levels, space.enumerate()) if levels not in seen)
         )
     pool: dict[Levels, None] = {}
     for levels in itertools.islice(
-        (each for each in _additive(harms, saved, generator) if each not in seen), round(ADDITIVE_SHARE * POOL_SIZE)
+        (each for each in _additive(harms, saved, generator) if each not in seen),
+        round(ADDITIVE_SHARE * POOL_SIZE),
     ):
         pool[levels] = None
     draws = 0

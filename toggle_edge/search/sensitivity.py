@@ -151,9 +151,7 @@ def _row(
     return row
 
 
-def _tabled(
-    space: Space, row: NDArray[np.float64], guess: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _tabled(space: Space, row: NDArray[np.float64], guess: NDArray[np.float64]) -> NDArray[np.float64]:
     known = row[~np.isnan(row)]
     # What could not be judged is taken to be as delicate as the most delicate one: it is lowered last.
     filled = np.where(np.isnan(row), known.max() if len(known) else 0.0, row)

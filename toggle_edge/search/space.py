@@ -96,7 +96,9 @@ class Space:
             0 <= level < size for level, size in zip(levels, self.sizes, strict=True)
         ):
             raise SearchError(f"space: expected a level for each of {self.sizes}, got {tuple(levels)!r}")
-        chosen = [(each, each.choices[int(level)]) for each, level in zip(self.dimensions, levels, strict=True)]
+        chosen = [
+            (each, each.choices[int(level)]) for each, level in zip(self.dimensions, levels, strict=True)
+        ]
         left_out = [each for each, choice in chosen if each.kind == KEPT and choice == 0]
         gone = {layer for each in left_out for layer in each.layers}
         blocks = {each.block for each in left_out}
