@@ -9,6 +9,7 @@ counts what it read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from search_ours import OURS
 from search_problem import FRESH, Problem, story_problem
-from search_rivals import RIVALS, Desk, Spent, quiet
+from search_rivals import RIVALS, Desk, SpentError, quiet
 from transformers.utils import logging as transformers_logging
 
 from toggle_edge.cache import cache_folder
@@ -38,10 +39,8 @@ def play(problem: Problem, method: str, seed: int, trials: int) -> dict[str, Any
     """One run as JSON: every trial with the effort after it, and the winners on fresh probes."""
     desk = Desk(problem, trials * problem.trial_tokens)
     started = time.perf_counter()
-    try:
+    with contextlib.suppress(SpentError):
         METHODS[method](desk, seed)
-    except Spent:
-        pass
     return {
         "model": problem.name,
         "method": method,

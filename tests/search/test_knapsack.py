@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from search_problems import HARM, SENSITIVITY, SPACE, UNITS, bits_of, evaluate
+from search_problems import HARM, MENU, SENSITIVITY, SPACE, UNITS, bits_of, evaluate
 
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import SearchError
@@ -17,7 +17,7 @@ from toggle_edge.search.sensitivity import NO_HARM, Sensitivities, expected_harm
 from toggle_edge.search.space import Space
 from toggle_edge.search.trial import Observation
 
-SMALL = Space.of_units(dict(itertools.islice(UNITS.items(), 5)), SPACE.dimensions[0].choices, bits_of)  # type: ignore[arg-type]
+SMALL = Space.of_units(dict(itertools.islice(UNITS.items(), 5)), MENU, bits_of)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -78,7 +78,7 @@ def test_a_removed_block_has_no_layers_and_what_is_chosen_for_it_has_no_effect()
     config = RICH.decode(levels)
     assert config.structure == Structure(removed_blocks=(1,))
     assert config.layers == BLOCKS[0]
-    other = [n for n, each in enumerate(RICH.dimensions) if each.block == 1 and each.kind == CHANNELS][0]
+    other = next(n for n, each in enumerate(RICH.dimensions) if each.block == 1 and each.kind == CHANNELS)
     levels[other] = 0
     assert RICH.decode(levels) == config
     assert RICH.levels(config)[other] == RICH.safest[other]

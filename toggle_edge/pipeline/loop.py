@@ -36,8 +36,11 @@ from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
+from toggle_edge.search.dimensions import unit_dimensions
+from toggle_edge.search.outcomes import AVGPP
 from toggle_edge.search.seeds import initial_design
-from toggle_edge.search.space import Space, storage_bits
+from toggle_edge.search.sensitivity import Sensitivities, expected_harm, measure
+from toggle_edge.search.space import Space
 from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Ledger, Observation, Trial
 from toggle_edge.signing import SigningKey
@@ -46,8 +49,8 @@ from toggle_edge.specification import specification_of
 from toggle_edge.store import Store, StoredStudy, StudyIdentity
 
 TARGET = "onnx-cpu"
-SENSITIVITY_PROBES = 16
-"""Probes for the one-layer-at-a-time losses: enough to order the layers, a quarter of the cost of all."""
+SENSITIVITY_PROBES = 12
+"""Probes for the sensitivities: enough to order the units, a fifth of the cost of all."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +151,31 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
 
 
 def sensitivity_of(prepared: Prepared, report: Reporter) -> dict[str, float]:
-    """AvgPP lost per weight when one layer alone goes to the menu's lowest format, all others untouched."""
-    lowest = min((Format.parse(text) for text in prepared.profile.formats), key=storage_bits)
+    """What each unit's cheapest choice does alone, all others untouched: `Sensitivities`, flat."""
     probes = prepared.probes.search[:SENSITIVITY_PROBES]
     evaluator = Evaluator(prepared.model, prepared.bank, probes, prepared.specification)
-    losses = {}
-    for index, layer in enumerate(prepared.model.layers):
-        formats = {**dict(prepared.baseline), layer.name: lowest}
-        avgpp = evaluator.evaluate(Config.of(formats)).avgpp
-        # What could not be computed is as sensitive as can be: such a layer is lowered last.
-        losses[layer.name] = (100.0 if avgpp is None else 100.0 - avgpp) / layer.weights
-        report("sensitivity", index + 1, len(prepared.layers), f"{lowest} in one layer at a time")
-    return losses
+
+    def sample(config: Config) -> Observation:
+        return _observed(prepared, evaluator.evaluate(config))[0]
+
+    def on_sample(done: int, of: int) -> None:
+        report("sensitivity", done, of, "one unit at a time")
+
+    return measure(space_of(prepared), sample, prepared.baseline, on_sample).to_flat()
+
+
+def space_of(prepared: Prepared) -> Space:
+    """What a search over `prepared` may choose: a format for every unit of layers that read the same input."""
+    layers, kept = prepared.model.layers, prepared.model.kept_parameters
+    units: dict[str, list[str]] = {}
+    for layer in layers:
+        units.setdefault(layer.group, []).append(layer.name)
+    menu = [Format.parse(text) for text in prepared.profile.formats]
+    return Space(
+        prepared.layers,
+        unit_dimensions(units, menu),
+        lambda config: predicted_cost(layers, config, kept).proxy_flops,
+    )
 
 
 def stored_sensitivity(
@@ -184,19 +200,23 @@ def search(
 ) -> tuple[Trial, ...]:
     """Find configs that keep the contract at the least proxy cost. Goes on where the ledger ends.
 
-    `sensitivity` orders the initial design; a search that goes on must be given the one that it began with.
+    `sensitivity` seeds and guides it; a search that goes on must be given the one that it began with.
     """
-    menu = tuple(sorted((Format.parse(text) for text in prepared.profile.formats), key=storage_bits))
-    layers, kept = prepared.model.layers, prepared.model.kept_parameters
-    space = Space(prepared.layers, menu, lambda config: predicted_cost(layers, config, kept).proxy_flops)
+    space, known = space_of(prepared), Sensitivities.from_flat(sensitivity)
     done = len(ledger.trials())
-    design = initial_design(space, seed=seed, sensitivity=sensitivity)
-    targets = {name: mode.avgpp for name, mode in prepared.specification.items()}
-    study = Study(space, ledger, seed=seed, max_trials=max_trials, modes=targets, initial=design)
+    study = Study(
+        space,
+        ledger,
+        seed=seed,
+        max_trials=max_trials,
+        modes={name: mode.avgpp for name, mode in prepared.specification.items()},
+        initial=initial_design(space, expected_harm(space, known)[AVGPP]),
+        sensitivities=known,
+    )
     feasible = sum(any(trial.observation.feasible.values()) for trial in ledger.trials())
     report("search", done, max_trials, f"{feasible} feasible")
 
-    def evaluate(config: Config) -> tuple[Observation, Mapping[str, object]]:
+    def evaluate(config: Config, /) -> tuple[Observation, Mapping[str, object]]:
         return _observed(prepared, prepared.evaluator.evaluate(config))
 
     def on_trial(trial: Trial) -> None:

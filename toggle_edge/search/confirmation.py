@@ -67,7 +67,7 @@ def guarded_required(probes: int, required: int, fresh: int, chance: float = CHA
 
 
 def finalists_of_mode(trials: Sequence[Trial], mode: str, most: int) -> list[Trial]:
-    """Feasible trials that no other beats in both cost and robustness, cheapest first; at most `most`, evenly spread."""
+    """At most `most` feasible trials that no other beats in cost and robustness, evenly spread, cheapest first."""
     feasible = [trial for trial in trials if trial.observation.feasible[mode]]
     if not feasible:
         return []

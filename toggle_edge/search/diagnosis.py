@@ -1,4 +1,4 @@
-"""Why a mode has no feasible trial: what blocks it, by how much, and the least change of the contract that would help."""
+"""Why a mode has no feasible trial: what blocks it, by how much, and what least change of the contract would help."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def candidate_pool(
 ) -> tuple[Levels, ...]:
     """Distinct levels outside `tried`, at most `POOL_SIZE`. Empty only when all have been tried.
 
-    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed whole.
+    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
+    whole.
     """
     seen = set(tried)
     if space.size <= POOL_SIZE:

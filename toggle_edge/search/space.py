@@ -110,9 +110,8 @@ class Space:
                 formats |= dict.fromkeys(each.layers, choice)
             elif each.kind == SPARSITY:
                 sparsities |= dict.fromkeys(each.layers, float(choice))
-            elif each.kind in kept and each.block is not None and each.block not in blocks:
-                if choice != each.choices[-1]:
-                    kept[each.kind].append((each.block, int(choice)))
+            elif each.kind in kept and each.block not in blocks and choice != each.choices[-1]:
+                kept[each.kind].append((each.block or 0, int(choice)))
         layers = [layer for layer in self.layers if layer not in gone]
         return Config.of(
             {layer: formats[layer] for layer in layers},
@@ -149,7 +148,7 @@ class Space:
         else:
             choice = formats[each.layers[0]] if each.kind == FORMAT else config.sparsity(each.layers[0])
         try:
-            return each.choices.index(choice)  # type: ignore[arg-type]
+            return each.choices.index(choice)
         except ValueError as exc:
             menu = ", ".join(map(str, each.choices))
             raise SearchError(f"space: {each.name}: {choice} is not on its menu: {menu}") from exc

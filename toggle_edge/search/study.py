@@ -124,14 +124,14 @@ class Study:
         except SearchError:
             # Nothing can be learnt from these trials. It could not after every resume either, so the search goes on
             # with what was expected beforehand.
-            expected = [np.exp(self._harms[""])]
-            pool = candidate_pool(space, tried, parents, expected, self._saved, radius, generator)
+            prior = [np.exp(self._harms[""])]
+            pool = candidate_pool(space, tried, parents, prior, self._saved, radius, generator)
             return f"switch {mode}", space.decode(pool[int(generator.integers(len(pool)))])
         harms = [harm.numpy() for harm in belief.harms.values()]
         pool = candidate_pool(
             space, tried, parents, [*harms, np.maximum.reduce(harms)], self._saved, radius, generator
         )
-        reached = [
+        reached: list[tuple[float, float]] = [
             (trial.observation.proxy_flops, trial.observation.avgpp or 0.0)
             for trial in known
             if trial.observation.feasible[mode]
@@ -139,7 +139,7 @@ class Study:
         if pending and reached and goal == FRONT:
             # What the batch already asks for is taken as answered as expected, or it would ask for it again.
             rows = design_of(space, [space.levels(config) for config in pending])
-            expected = belief.avgpp(rows).mean(dim=1).tolist()
+            expected: list[float] = belief.avgpp(rows).mean(dim=1).tolist()
             reached += [
                 (space.proxy_flops(c), a) for c, a in zip(pending, expected, strict=True) if a > target
             ]
