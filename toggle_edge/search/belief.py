@@ -73,6 +73,7 @@ def believe(
     Call inside `isolated`. Raises SearchError if an outcome admits no fit, or no trial says anything.
     """
     observations = [trial.observation for trial in trials]
+    levels = [space.levels(trial.config) for trial in trials]
     values = [values_of(observation) for observation in observations]
     limits = scales(observations, ceilings)
     keys = [AVGPP, *keys_of_mode(sorted({key for each in values for key in each}), mode)]
@@ -81,14 +82,14 @@ def believe(
     for key in keys:
         scale = limits.get(key, Scale(0.0, 0.05))
         rows, shortfalls, bounded = [], [], []
-        for trial, found in zip(trials, values, strict=True):
-            value, refuted = found.get(key), trial.observation.refuted
+        worst = _worst(values, key, scale)
+        for own, outcome, found in zip(levels, observations, values, strict=True):
+            value, refuted = found.get(key), outcome.refuted
             if refuted and (key == AVGPP or value is None):
                 # The AvgPP of the probes that refute most candidates says nothing about all of them.
                 continue
-            rows.append(space.levels(trial.config))
+            rows.append(own)
             # What could not be judged fell short of everything that was.
-            worst = _worst(values, key, scale)
             shortfalls.append(scale.log_shortfall(worst if value is None else value))
             bounded.append(refuted or value is None)
         if not rows:

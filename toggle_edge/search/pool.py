@@ -67,11 +67,7 @@ def candidate_pool(
         untried = (levels for levels in map(space.levels, space.enumerate()) if levels not in seen)
         return tuple(itertools.islice(untried, POOL_SIZE))
     # Levels that a left-out block makes void have many spellings; a config has one.
-    return tuple(
-        dict.fromkeys(
-            each for each in (space.levels(space.decode(levels)) for levels in pool) if each not in seen
-        )
-    )
+    return tuple(dict.fromkeys(each for each in map(space.canonical, pool) if each not in seen))
 
 
 def _additive(
