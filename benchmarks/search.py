@@ -9,6 +9,7 @@ counts what it read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from search_ours import OURS
 from search_problem import FRESH, Problem, story_problem
-from search_rivals import RIVALS, Desk, Spent, quiet
+from search_rivals import RIVALS, Desk, SpentError, quiet
 from transformers.utils import logging as transformers_logging
 
 from toggle_edge.cache import cache_folder
@@ -38,10 +39,8 @@ def play(problem: Problem, method: str, seed: int, trials: int) -> dict[str, Any
     """One run as JSON: every trial with the effort after it, and the winners on fresh probes."""
     desk = Desk(problem, trials * problem.trial_tokens)
     started = time.perf_counter()
-    try:
+    with contextlib.suppress(SpentError):
         METHODS[method](desk, seed)
-    except Spent:
-        pass
     return {
         "model": problem.name,
         "method": method,
@@ -90,7 +89,9 @@ def volume(trials: Sequence[Mapping[str, Any]], mode: str, target: float, least:
     return hypervolume(points, (1.0, -target)) / ((1.0 - least) * (100.0 - target))
 
 
-def curve(run: Mapping[str, Any], targets: Mapping[str, float], least: float, marks: Sequence[float]) -> list[float]:
+def curve(
+    run: Mapping[str, Any], targets: Mapping[str, float], least: float, marks: Sequence[float]
+) -> list[float]:
     """Feasible hypervolume, mean over modes, once so much effort is spent."""
     found = []
     for mark in marks:
@@ -104,14 +105,21 @@ def quartiles(values: Sequence[float], form: str = ".3f") -> str:
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def print_model(model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[str, Any], targets: Mapping[str, float]) -> None:
+def print_model(
+    model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[str, Any], targets: Mapping[str, float]
+) -> None:
     least = min(trial["cost"] for trial in uniform["trials"])
     cheapest = {
-        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan")) for mode in targets
+        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan"))
+        for mode in targets
     }
     shown = ", ".join(f"{mode} {cost:.3f}" for mode, cost in cheapest.items())
     print(f"\n**{model}**: cheapest feasible uniform config: {shown}.\n")
-    print("| method | n | " + " | ".join(f"volume at {mark}" for mark in MARKS) + " | feasible share | s per run |")
+    print(
+        "| method | n | "
+        + " | ".join(f"volume at {mark}" for mark in MARKS)
+        + " | feasible share | s per run |"
+    )
     print("|---|---|" + "---|" * (len(MARKS) + 2))
     methods = list(dict.fromkeys(run["method"] for run in runs))
     for method in methods:
@@ -123,7 +131,9 @@ def print_model(model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[
         seconds = statistics.median(run["seconds"] for run in own)
         cells = [quartiles(column) for column in curves.T]
         print(f"| {method} | {len(own)} | " + " | ".join(cells) + f" | {share:.2f} | {seconds:.0f} |")
-    print("\nWinners: cost over the cheapest feasible uniform's; coverage and whether the mode holds on fresh probes.\n")
+    print(
+        "\nWinners: cost over the cheapest feasible uniform's; coverage and whether the mode holds on fresh probes.\n"
+    )
     print("| method | " + " | ".join(targets) + " |")
     print("|---|" + "---|" * len(targets))
     for method in methods:

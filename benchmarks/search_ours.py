@@ -14,6 +14,7 @@ from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Observation, Trial
 
 SENSITIVITY_PROBES = 12
+NO_MARGINS: Mapping[str, float] = {}
 
 
 @dataclass
@@ -29,7 +30,14 @@ class Memory:
         self.kept.append(trial)
 
 
-def ours(desk: Desk, seed: int, *, refute: bool = True, probes: int = SENSITIVITY_PROBES) -> None:
+def ours(
+    desk: Desk,
+    seed: int,
+    *,
+    refute: bool = True,
+    probes: int = SENSITIVITY_PROBES,
+    margins: Mapping[str, float] = NO_MARGINS,
+) -> None:
     """Sensitivities, then a study until the tokens are spent."""
     problem, space = desk.problem, desk.problem.space
     part = list(range(probes))
@@ -44,6 +52,7 @@ def ours(desk: Desk, seed: int, *, refute: bool = True, probes: int = SENSITIVIT
         modes=problem.targets,
         initial=initial_design(space, expected_harm(space, sensitivities)["avgpp"]),
         sensitivities=sensitivities,
+        margins=margins,
     )
 
     def evaluate(config: Config, /) -> tuple[Observation, Mapping[str, object]]:

@@ -117,7 +117,10 @@ class Evaluations:
         robustness = [per_probe_robustness(text, traces) for text in self._texts]
         preserved = [[avgpp([trace], {signal}) for trace in traces] for signal in self._signals]
         steps = [
-            [float(trace.answer.sum()) if signal == "factual" else float(len(trace.answer)) for trace in traces]
+            [
+                float(trace.answer.sum()) if signal == "factual" else float(len(trace.answer))
+                for trace in traces
+            ]
             for signal in self._signals
         ]
         return np.array([*robustness, *preserved, *steps], dtype=np.float64)
@@ -184,7 +187,9 @@ class Problem:
         rows = self.evaluations.rows(config, SEARCH, probes)
         counts = np.zeros(len(self.tokens), dtype=np.int64)
         for mode in self.specification.values():
-            counts[list(probes)] += np.min([rows.formulas[text] for text in mode.properties.values()], axis=0) < 0
+            counts[list(probes)] += (
+                np.min([rows.formulas[text] for text in mode.properties.values()], axis=0) < 0
+            )
         return counts
 
     def _judged(self, config: Config, rows: Rows, probes: int, *, refuted: bool) -> Judged:

@@ -26,7 +26,7 @@ from toggle_edge.search.trial import Observation, Trial
 SENSITIVITY_PROBES = 16
 
 
-class Spent(Exception):
+class SpentError(Exception):
     """No tokens are left."""
 
 
@@ -58,14 +58,14 @@ class Desk:
         return [Trial(i, e.config, "", e.observation) for i, e in enumerate(self.entries)]
 
     def observe(self, config: Config, *, refute: bool = False) -> Observation:
-        """Evaluate a config; with `refute` only until no mode can hold. Raises Spent."""
+        """Evaluate a config; with `refute` only until no mode can hold. Raises SpentError."""
         if config.digest in self._known:
             self.repeats += 1
             if self.repeats > 2000:
-                raise Spent
+                raise SpentError
             return self._known[config.digest]
         if self.tokens >= self.budget:
-            raise Spent
+            raise SpentError
         order = np.argsort(-self._violations, kind="stable").tolist()
         if refute:
             judged, read = self.problem.refuting(config, order)
@@ -78,9 +78,9 @@ class Desk:
         return judged.observation
 
     def sample(self, config: Config, probes: Sequence[int]) -> Observation:
-        """A config on some probes only: it counts tokens and is no trial. Raises Spent."""
+        """A config on some probes only: it counts tokens and is no trial. Raises SpentError."""
         if self.tokens >= self.budget:
-            raise Spent
+            raise SpentError
         self.tokens += int(self.problem.tokens[list(probes)].sum())
         return self.problem.judged(config, probes=probes).observation
 
@@ -118,8 +118,7 @@ def tpe(desk: Desk, seed: int) -> None:
     space, targets = desk.problem.space, desk.problem.targets
     limits = {f"d{i}": optuna.distributions.IntDistribution(0, n - 1) for i, n in enumerate(space.sizes)}
     samplers = {
-        mode: optuna.samplers.TPESampler(seed=seed + i, multivariate=True)
-        for i, mode in enumerate(targets)
+        mode: optuna.samplers.TPESampler(seed=seed + i, multivariate=True) for i, mode in enumerate(targets)
     }
     studies = {
         mode: optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
@@ -150,8 +149,11 @@ def tpe(desk: Desk, seed: int) -> None:
 
 def _violations(observation: Observation, mode: str, target: float) -> dict[str, float]:
     robustness, avgpp = observation.robustness[mode], observation.avgpp
-    assert robustness is not None and avgpp is not None
-    return {"robustness": -robustness, "avgpp": (target - avgpp) / 100.0}
+    missing = 1.0  # a violation that no judged config has
+    return {
+        "robustness": missing if robustness is None else -robustness,
+        "avgpp": missing if avgpp is None else (target - avgpp) / 100.0,
+    }
 
 
 def nsga(desk: Desk, seed: int) -> None:
@@ -239,7 +241,11 @@ def level_switches(desk: Desk, seed: int) -> None:
     sizes = np.array(space.sizes)
     for mode in itertools.cycle(desk.problem.targets):
         feasible = [entry for entry in desk.entries if entry.observation.feasible[mode]]
-        parent = min(feasible, key=lambda e: e.observation.proxy_flops).config if feasible else space.decode(space.safest)
+        parent = (
+            min(feasible, key=lambda e: e.observation.proxy_flops).config
+            if feasible
+            else space.decode(space.safest)
+        )
         levels, before = np.array(space.levels(parent)), space.proxy_flops(parent)
         offspring: dict[str, Config] = {}
         for _ in range(400):
@@ -253,7 +259,7 @@ def level_switches(desk: Desk, seed: int) -> None:
             if len(offspring) == 12:
                 break
         if not offspring:
-            raise Spent
+            raise SpentError
         survivors = list(offspring.values())
         for probes, kept in ((8, 4), (20, 1)):
             drawn = generator.choice(len(desk.problem.tokens), probes, replace=False).tolist()

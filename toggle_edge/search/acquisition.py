@@ -40,8 +40,7 @@ def log_merits(
     """
     chance = belief.log_chance(design)
     if not reached:
-        result: NDArray[np.float64] = chance.numpy()
-        return result
+        return np.asarray(chance)
     cost = (torch.from_numpy(costs) - box[0]) / ((box[1] - box[0]) or 1.0)
     front = [((each - box[0]) / ((box[1] - box[0]) or 1.0), avgpp) for each, avgpp in reached]
     if goal == CHEAPEST:
@@ -49,8 +48,7 @@ def log_merits(
     else:
         room = max(100.0 - target, 1e-9)
         gain = _expected_volume(cost, (belief.avgpp(design) - target) / room, front, target, room)
-    result = (gain.clamp_min(LEAST_GAIN).log() + chance).numpy()
-    return result
+    return np.asarray(gain.clamp_min(LEAST_GAIN).log() + chance)
 
 
 def _expected_volume(

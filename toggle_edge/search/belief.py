@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toggle_edge.errors import SearchError
 from toggle_edge.search.outcomes import AVGPP, Scale, keys_of_mode, scales, values_of
 from toggle_edge.search.space import Levels, Space
 from toggle_edge.search.surrogate import Design, Law, fit_law
@@ -69,9 +70,10 @@ def believe(
 ) -> Belief:
     """Fit the laws of `mode` to all trials. `harms` as of `expected_harm`; a mode holds from robustness `margin` on.
 
-    Call inside `isolated`. Raises SearchError if an outcome admits no fit.
+    Call inside `isolated`. Raises SearchError if an outcome admits no fit, or no trial says anything.
     """
     observations = [trial.observation for trial in trials]
+    levels = [space.levels(trial.config) for trial in trials]
     values = [values_of(observation) for observation in observations]
     limits = scales(observations, ceilings)
     keys = [AVGPP, *keys_of_mode(sorted({key for each in values for key in each}), mode)]
@@ -80,21 +82,25 @@ def believe(
     for key in keys:
         scale = limits.get(key, Scale(0.0, 0.05))
         rows, shortfalls, bounded = [], [], []
-        for trial, found in zip(trials, values, strict=True):
-            value, refuted = found.get(key), trial.observation.refuted
+        worst = _worst(values, key, scale)
+        for own, outcome, found in zip(levels, observations, values, strict=True):
+            value, refuted = found.get(key), outcome.refuted
             if refuted and (key == AVGPP or value is None):
                 # The AvgPP of the probes that refute most candidates says nothing about all of them.
                 continue
-            rows.append(space.levels(trial.config))
+            rows.append(own)
             # What could not be judged fell short of everything that was.
-            worst = _worst(values, key, scale)
             shortfalls.append(scale.log_shortfall(worst if value is None else value))
             bounded.append(refuted or value is None)
         if not rows:
             continue
         prior = torch.from_numpy(harms.get(key, harms[""]))
-        laws[key] = fit_law(prior, design_of(space, rows), torch.tensor(shortfalls).double(), torch.tensor(bounded))
+        laws[key] = fit_law(
+            prior, design_of(space, rows), torch.tensor(shortfalls).double(), torch.tensor(bounded)
+        )
         bars[key] = scale.log_shortfall(target if key == AVGPP else margin + gap)
+    if not laws:
+        raise SearchError(f"surrogate: none of {len(trials)} trials says anything about mode {mode!r}")
     return Belief(laws, bars, limits[AVGPP])
 
 

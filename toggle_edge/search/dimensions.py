@@ -50,7 +50,9 @@ class Dimension:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise SearchError(f"space: {self.name}: expected a kind among {', '.join(KINDS)}, got {self.kind!r}")
+            raise SearchError(
+                f"space: {self.name}: expected a kind among {', '.join(KINDS)}, got {self.kind!r}"
+            )
         if not self.choices:
             raise SearchError(
                 f"space: {self.name}: its menu is empty; the target's formats and the profile's bounds have nothing "
@@ -63,7 +65,9 @@ class Dimension:
                 f"storage bits), got {[str(choice) for choice in self.choices]}"
             )
         if self.kind == SPARSITY and order[-1] != 0.0:
-            raise SearchError(f"space: {self.name}: expected 0.0 as the least sparsity, got {self.choices[-1]}")
+            raise SearchError(
+                f"space: {self.name}: expected 0.0 as the least sparsity, got {self.choices[-1]}"
+            )
         if self.kind == KEPT and self.choices != (0, 1):
             raise SearchError(f"space: {self.name}: expected the choices 0 and 1, got {self.choices}")
         if self.kind in STRUCTURAL and self.block is None:
@@ -92,6 +96,25 @@ class Dimension:
         place = [1.0 - 2.0**-each for each in order] if self.kind == FORMAT else order
         span = (place[-1] - place[0]) or 1.0
         return tuple((each - place[0]) / span for each in place)
+
+
+def within(menu: Sequence[Format], *, least_bits: float = 0.0, most_bits: float = 64.0) -> tuple[Format, ...]:
+    """The formats of a menu whose bits lie within bounds, by ascending storage bits.
+
+    Raises SearchError on bounds that contradict each other, or that leave nothing of the menu.
+    """
+    if least_bits > most_bits:
+        raise SearchError(
+            f"space: expected bounds in order, got at least {least_bits:g} and at most {most_bits:g} bits"
+        )
+    kept = [fmt for fmt in menu if least_bits <= fmt.bits <= most_bits]
+    if not kept:
+        offered = ", ".join(map(str, menu)) or "nothing"
+        raise SearchError(
+            f"space: no format has {least_bits:g} to {most_bits:g} bits; the target's menu has {offered}: widen the "
+            "bounds, or choose another target"
+        )
+    return tuple(sorted(kept, key=storage_bits))
 
 
 def unit_dimensions(

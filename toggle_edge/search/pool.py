@@ -41,18 +41,18 @@ def candidate_pool(
 ) -> tuple[Levels, ...]:
     """Distinct levels outside `tried`, at most `POOL_SIZE`. Empty only when all have been tried.
 
-    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed whole.
+    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
+    whole.
     """
     seen = set(tried)
     if space.size <= POOL_SIZE:
         return tuple(
-            dict.fromkeys(
-                levels for levels in map(space.levels, space.enumerate()) if levels not in seen
-            )
+            dict.fromkeys(levels for levels in map(space.levels, space.enumerate()) if levels not in seen)
         )
     pool: dict[Levels, None] = {}
     for levels in itertools.islice(
-        (each for each in _additive(harms, saved, generator) if each not in seen), round(ADDITIVE_SHARE * POOL_SIZE)
+        (each for each in _additive(harms, saved, generator) if each not in seen),
+        round(ADDITIVE_SHARE * POOL_SIZE),
     ):
         pool[levels] = None
     draws = 0
@@ -67,11 +67,7 @@ def candidate_pool(
         untried = (levels for levels in map(space.levels, space.enumerate()) if levels not in seen)
         return tuple(itertools.islice(untried, POOL_SIZE))
     # Levels that a left-out block makes void have many spellings; a config has one.
-    return tuple(
-        dict.fromkeys(
-            each for each in (space.levels(space.decode(levels)) for levels in pool) if each not in seen
-        )
-    )
+    return tuple(dict.fromkeys(each for each in map(space.canonical, pool) if each not in seen))
 
 
 def _additive(

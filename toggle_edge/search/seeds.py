@@ -20,8 +20,8 @@ def initial_design(
 ) -> tuple[tuple[str, Config], ...]:
     """Origins and configs: every uniform config, from the most bits down, then additive optima.
 
-    `log_harm` is what AvgPP's sensitivities let expect, dimensions x choices; without it there are uniform configs only,
-    or the safest config where no format is on every menu. Each config appears once.
+    `log_harm` is what AvgPP's sensitivities let expect, dimensions x choices; without it there are uniform configs
+    only, or the safest config where no format is on every menu. Each config appears once.
     """
     design = [(f"uniform {config.formats[0][1]}", config) for config in space.uniforms()][::-1]
     if not design:

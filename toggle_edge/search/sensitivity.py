@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import SearchError
-from toggle_edge.search.dimensions import FORMAT, SPARSITY, Dimension, storage_bits
+from toggle_edge.search.dimensions import FORMAT, Dimension, storage_bits
 from toggle_edge.search.outcomes import AVGPP, Scale, scales, values_of
 from toggle_edge.search.space import Space
 from toggle_edge.search.trial import Observation
 
 OWN_WEIGHT = 0.75
-"""How far an outcome's own measurement is believed beside AvgPP's, which averages over all steps and is far less noisy."""
+"""How far an outcome's own measurement is believed beside AvgPP's, which is of all steps and far less noisy."""
 
 NO_HARM = -14.0
 """Log harm of a choice that takes nothing away."""
@@ -151,9 +151,7 @@ def _row(
     return row
 
 
-def _tabled(
-    space: Space, row: NDArray[np.float64], guess: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _tabled(space: Space, row: NDArray[np.float64], guess: NDArray[np.float64]) -> NDArray[np.float64]:
     known = row[~np.isnan(row)]
     # What could not be judged is taken to be as delicate as the most delicate one: it is lowered last.
     filled = np.where(np.isnan(row), known.max() if len(known) else 0.0, row)
@@ -172,10 +170,11 @@ def _log_power(each: Dimension, level: int) -> float:
     choice, first = each.choices[level], each.choices[0]
     if isinstance(choice, Format) and isinstance(first, Format):
         return math.log(4.0) * (storage_bits(first) - storage_bits(choice))
-    lost = (float(choice), float(first)) if each.kind == SPARSITY else _taken(each, level)
+    lost = _taken(each, level)
     return NO_HARM if lost[0] <= 0.0 else 2.0 * math.log(lost[0] / lost[1])
 
 
 def _taken(each: Dimension, level: int) -> tuple[float, float]:
-    most = float(each.order(each.choices[-1]))
+    """What a choice takes away, and what the cheapest one does."""
+    most = each.order(each.choices[-1])
     return most - each.order(each.choices[level]), most - each.order(each.choices[0])

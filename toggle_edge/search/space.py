@@ -96,7 +96,17 @@ class Space:
             0 <= level < size for level, size in zip(levels, self.sizes, strict=True)
         ):
             raise SearchError(f"space: expected a level for each of {self.sizes}, got {tuple(levels)!r}")
-        chosen = [(each, each.choices[int(level)]) for each, level in zip(self.dimensions, levels, strict=True)]
+        if self._formats_only:
+            # Nothing interacts, and a search decodes thousands of these.
+            return Config(
+                tuple(
+                    (layer, menu[levels[owner]])
+                    for layer, (owner, menu) in zip(self.layers, self._menus, strict=True)
+                )
+            )
+        chosen = [
+            (each, each.choices[int(level)]) for each, level in zip(self.dimensions, levels, strict=True)
+        ]
         left_out = [each for each, choice in chosen if each.kind == KEPT and choice == 0]
         gone = {layer for each in left_out for layer in each.layers}
         blocks = {each.block for each in left_out}
@@ -108,9 +118,8 @@ class Space:
                 formats |= dict.fromkeys(each.layers, choice)
             elif each.kind == SPARSITY:
                 sparsities |= dict.fromkeys(each.layers, float(choice))
-            elif each.kind in kept and each.block is not None and each.block not in blocks:
-                if choice != each.choices[-1]:
-                    kept[each.kind].append((each.block, int(choice)))
+            elif each.kind in kept and each.block not in blocks and choice != each.choices[-1]:
+                kept[each.kind].append((each.block or 0, int(choice)))
         layers = [layer for layer in self.layers if layer not in gone]
         return Config.of(
             {layer: formats[layer] for layer in layers},
@@ -124,15 +133,39 @@ class Space:
 
     def levels(self, config: Config) -> Levels:
         """Levels of a config; those of a block that is left out are the safest. SearchError if it lies outside."""
-        found = tuple(self._level(each, config) for each in self.dimensions)
+        formats = dict(config.formats)
+        found = tuple(self._level(each, config, formats) for each in self.dimensions)
         if self.decode(found) != config and self.decode(found).digest != config.digest:
             raise SearchError(
                 f"space: {config.summary()}: not a config of this space; its layers, sparsities or structure differ"
             )
         return found
 
-    def _level(self, each: Dimension, config: Config) -> int:
-        structure, formats = config.structure, dict(config.formats)
+    def canonical(self, levels: Levels) -> Levels:
+        """The levels that the config of these has: what is chosen for a block that is left out becomes the safest."""
+        return self.levels(self.decode(levels)) if self._has_removals else levels
+
+    @cached_property
+    def _has_removals(self) -> bool:
+        return any(each.kind == KEPT for each in self.dimensions)
+
+    @cached_property
+    def _formats_only(self) -> bool:
+        return all(each.kind == FORMAT for each in self.dimensions)
+
+    @cached_property
+    def _menus(self) -> tuple[tuple[int, tuple[Format, ...]], ...]:
+        """By layer the dimension that it belongs to, and that one's formats."""
+        owners = {
+            layer: (index, tuple(choice for choice in each.choices if isinstance(choice, Format)))
+            for index, each in enumerate(self.dimensions)
+            if each.kind == FORMAT
+            for layer in each.layers
+        }
+        return tuple(owners[layer] for layer in self.layers)
+
+    def _level(self, each: Dimension, config: Config, formats: Mapping[str, Format]) -> int:
+        structure = config.structure
         gone = set(self.layers) - set(formats) if structure.removed_blocks else set()
         safest = each.choices[-1]
         if each.kind == KEPT:
@@ -147,7 +180,7 @@ class Space:
         else:
             choice = formats[each.layers[0]] if each.kind == FORMAT else config.sparsity(each.layers[0])
         try:
-            return each.choices.index(choice)  # type: ignore[arg-type]
+            return each.choices.index(choice)
         except ValueError as exc:
             menu = ", ".join(map(str, each.choices))
             raise SearchError(f"space: {each.name}: {choice} is not on its menu: {menu}") from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,6 +52,11 @@ class Study:
             )
         if not self.modes or not self.initial:
             raise SearchError("study: expected at least one mode and one initial config")
+        for mode, target in self.modes.items():
+            if not 0.0 <= target <= 100.0:
+                raise SearchError(
+                    f"study: mode {mode!r}: expected an AvgPP target of 0 to 100 percent, got {target}"
+                )
         digests = [config.digest for _, config in self.initial]
         if len(set(digests)) != len(digests):
             raise SearchError("study: expected distinct initial configs, got the same one twice")
@@ -102,7 +107,8 @@ class Study:
         goal: str,
         generator: np.random.Generator,
     ) -> tuple[str, Config]:
-        space, target = self.space, self.modes[mode]
+        space, target, margin = self.space, self.modes[mode], self.margins.get(mode, 0.0)
+        known = [_with_margin(trial, mode, margin) for trial in known] if margin else known
         tried = [space.levels(config) for config in (*(trial.config for trial in known), *pending)]
         parents, radius = incumbents(space, known, mode), trust_radius(known, mode, len(space.sizes))
         try:
@@ -113,17 +119,19 @@ class Study:
                 {} if self.sensitivities is None else self.sensitivities.untouched,
                 mode=mode,
                 target=target,
-                margin=self.margins.get(mode, 0.0),
+                margin=margin,
             )
         except SearchError:
-            # The laws could not be fitted. They could not after every resume, so the search goes on without.
-            pool = candidate_pool(space, tried, parents, [], self._saved, radius, generator)
+            # Nothing can be learnt from these trials. It could not after every resume either, so the search goes on
+            # with what was expected beforehand.
+            prior = [np.exp(self._harms[""])]
+            pool = candidate_pool(space, tried, parents, prior, self._saved, radius, generator)
             return f"switch {mode}", space.decode(pool[int(generator.integers(len(pool)))])
         harms = [harm.numpy() for harm in belief.harms.values()]
         pool = candidate_pool(
             space, tried, parents, [*harms, np.maximum.reduce(harms)], self._saved, radius, generator
         )
-        reached = [
+        reached: list[tuple[float, float]] = [
             (trial.observation.proxy_flops, trial.observation.avgpp or 0.0)
             for trial in known
             if trial.observation.feasible[mode]
@@ -131,14 +139,14 @@ class Study:
         if pending and reached and goal == FRONT:
             # What the batch already asks for is taken as answered as expected, or it would ask for it again.
             rows = design_of(space, [space.levels(config) for config in pending])
-            expected = belief.avgpp(rows).mean(dim=1).tolist()
-            reached += [(space.proxy_flops(c), a) for c, a in zip(pending, expected, strict=True) if a > target]
+            expected: list[float] = belief.avgpp(rows).mean(dim=1).tolist()
+            reached += [
+                (space.proxy_flops(c), a) for c, a in zip(pending, expected, strict=True) if a > target
+            ]
         costs = np.array([space.proxy_flops(space.decode(levels)) for levels in pool])
         dearest = space.proxy_flops(space.decode(space.safest))
         box = (dearest - float(np.nanmax(self._saved, axis=1).sum()), dearest)
-        merits = log_merits(
-            belief, design_of(space, pool), costs, reached, goal=goal, target=target, box=box
-        )
+        merits = log_merits(belief, design_of(space, pool), costs, reached, goal=goal, target=target, box=box)
         return f"{goal} {mode}", space.decode(pool[int(np.argmax(merits))])
 
     def run(
@@ -189,6 +197,14 @@ class Study:
                     f"study starts with {config.summary()} ({origin}); resume with the same arguments, or "
                     "start a new study"
                 )
+
+
+def _with_margin(trial: Trial, mode: str, margin: float) -> Trial:
+    """The trial as a search with a margin sees it: one that passed by less is no better than one that failed."""
+    robustness, feasible = trial.observation.robustness[mode], trial.observation.feasible
+    if not feasible[mode] or (robustness is not None and robustness >= margin):
+        return trial
+    return replace(trial, observation=replace(trial.observation, feasible={**feasible, mode: False}))
 
 
 def _require_modes(observation: Observation, modes: Mapping[str, float]) -> None:

@@ -213,4 +213,4 @@ def _cholesky(matrix: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info):
         raise SearchError(f"surrogate: the {len(matrix)} observations admit no fit: their kernel is singular")
-    return factor
+    return torch.as_tensor(factor)
