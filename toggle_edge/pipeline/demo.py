@@ -26,11 +26,10 @@ from toggle_edge.pipeline.loop import (
     export,
     identity_of,
     prepare,
-    search,
-    stored_sensitivity,
     write_probes,
 )
 from toggle_edge.pipeline.reranking import BASELINE_ID, candidate_id, rerank
+from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.pipeline.validation import describe, starts_a_process
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import LoopResult
@@ -76,7 +75,7 @@ def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
             trials = search(
                 prepared,
                 store.ledger(stored.id),
-                sensitivity=stored_sensitivity(prepared, store, stored, report),
+                sensitivities=stored_sensitivities(prepared, store, stored, report),
                 seed=options.seed,
                 max_trials=options.trials,
                 report=report,

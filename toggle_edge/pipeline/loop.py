@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,33 +28,23 @@ from toggle_edge.compress.calibration import Calibration, gram_bytes
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
-from toggle_edge.evaluate import Evaluation, Evaluator
+from toggle_edge.evaluate import Evaluator
 from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
 from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
-from toggle_edge.falsification import reading_order
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.placement import chosen_device, use_threads
-from toggle_edge.pipeline.standing import standing_of
 from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.seeds import initial_design
-from toggle_edge.search.space import Space, storage_bits
-from toggle_edge.search.study import Study
-from toggle_edge.search.trial import Ledger, Observation, Trial
+from toggle_edge.search.space import storage_bits
 from toggle_edge.signing import SigningKey
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
-from toggle_edge.store import Store, StoredStudy, StudyIdentity
+from toggle_edge.store import StudyIdentity
 from toggle_edge.targets import menu_of, target_named
 
 DEFAULT_TARGET = "onnx-cpu"
-VIOLATED_PROBES = "violated_probes"
-"""The key of a trial's payload with the search probes, by number, that violate each mode."""
-
-SENSITIVITY_PROBES = 16
-"""Probes for the one-layer-at-a-time losses: enough to order the layers, a quarter of the cost of all."""
 
 
 @dataclass(frozen=True)
@@ -192,106 +181,6 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
     )
-
-
-def sensitivity_of(prepared: Prepared, report: Reporter) -> dict[str, float]:
-    """AvgPP lost per weight when one layer alone goes to the menu's lowest format, all others untouched."""
-    lowest = prepared.menu()[0]
-    probes = prepared.probes.search[:SENSITIVITY_PROBES]
-    evaluator = Evaluator(
-        prepared.model, prepared.bank, probes, prepared.specification, folder=baselines_folder()
-    )
-    losses = {}
-    for index, layer in enumerate(prepared.model.layers):
-        formats = {**dict(prepared.baseline), layer.name: lowest}
-        avgpp = evaluator.evaluate(Config.of(formats)).avgpp
-        # What could not be computed is as sensitive as can be: such a layer is lowered last.
-        losses[layer.name] = (100.0 if avgpp is None else 100.0 - avgpp) / layer.weights
-        report("sensitivity", index + 1, len(prepared.layers), f"{lowest} in one layer at a time")
-    return losses
-
-
-def stored_sensitivity(
-    prepared: Prepared, store: Store, study: StoredStudy, report: Reporter
-) -> Mapping[str, float]:
-    """The study's sensitivities, computed once and recorded before the first trial depends on them."""
-    if study.sensitivity is not None:
-        return study.sensitivity
-    sensitivity = sensitivity_of(prepared, report)
-    store.record_sensitivity(study.id, sensitivity)
-    return sensitivity
-
-
-def search(
-    prepared: Prepared,
-    ledger: Ledger,
-    *,
-    sensitivity: Mapping[str, float],
-    seed: int,
-    max_trials: int,
-    report: Reporter,
-) -> tuple[Trial, ...]:
-    """Find configs that keep the contract at the least proxy cost. Goes on where the ledger ends.
-
-    `sensitivity` orders the initial design; a search that goes on must be given the one that it began with.
-    """
-    space = Space(prepared.layers, prepared.menu(), lambda config: prepared.cost(config).proxy_flops)
-    design = initial_design(space, seed=seed, sensitivity=sensitivity)
-    targets = {name: mode.avgpp for name, mode in prepared.specification.items()}
-    study = Study(space, ledger, seed=seed, max_trials=max_trials, modes=targets, initial=design)
-    known, seconds, begun = list(ledger.trials()), list[float](), time.monotonic()
-    violations = [0] * len(prepared.probes.search)
-    for trial in known:
-        _count(trial, violations)
-    whole = prepared.cost(prepared.baseline).proxy_flops
-
-    def tell() -> None:
-        standing = standing_of(
-            prepared.specification, known, max_trials, seconds=seconds, baseline_flops=whole
-        )
-        report("search", len(known), max_trials, standing.note, standing)
-
-    tell()
-
-    def evaluate(config: Config) -> tuple[Observation, Mapping[str, object]]:
-        return _observed(prepared, prepared.evaluator.evaluate(config, reading_order(violations)))
-
-    def on_trial(trial: Trial) -> None:
-        nonlocal begun
-        _count(trial, violations)
-        known.append(trial)
-        seconds.append(time.monotonic() - begun)
-        begun = time.monotonic()
-        tell()
-
-    return study.run(evaluate, on_trial)
-
-
-def _observed(prepared: Prepared, evaluation: Evaluation) -> tuple[Observation, Mapping[str, object]]:
-    observation = Observation(
-        proxy_flops=evaluation.cost.proxy_flops,
-        avgpp=evaluation.avgpp,
-        robustness={name: verdict.robustness for name, verdict in evaluation.modes.items()},
-        feasible={name: evaluation.holds(name, prepared.specification) for name in evaluation.modes},
-        properties=evaluation.bounds,
-        refuted=evaluation.refuted,
-    )
-    verdicts = {name: dataclasses.asdict(verdict) for name, verdict in evaluation.modes.items()}
-    return observation, {
-        "modes": verdicts,
-        "proxy_bytes": evaluation.cost.proxy_bytes,
-        "probes_read": evaluation.read,
-        VIOLATED_PROBES: {name: list(probes) for name, probes in evaluation.violated.items()},
-    }
-
-
-def _count(trial: Trial, violations: list[int]) -> None:
-    """Add a trial's violated probes to the counts by which probes are ordered: all that a resumed search knows too."""
-    found = trial.payload.get(VIOLATED_PROBES, {})
-    assert isinstance(found, Mapping)  # noqa: S101  (narrows the type; we wrote it)
-    for probes in found.values():
-        for probe in probes:
-            violations[probe] += 1
 
 
 @dataclass(frozen=True)

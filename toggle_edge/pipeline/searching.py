@@ -15,10 +15,12 @@ from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
-from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of, search, stored_sensitivity
+from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
+from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
+from toggle_edge.search.diagnosis import Blocked, blocked
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, open_store
@@ -67,7 +69,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         trials = search(
             prepared,
             store.ledger(study.id),
-            sensitivity=stored_sensitivity(prepared, store, study, report),
+            sensitivities=stored_sensitivities(prepared, store, study, report),
             seed=options.seed,
             max_trials=options.trials or prepared.profile.trials,
             report=report,
@@ -75,7 +77,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
         selected = _selected(prepared, chosen, folder, report)
     mode = prepared.profile.default_mode
-    outcome, reason = _outcome(selected[mode], mode, len(trials))
+    outcome, reason = _outcome(selected[mode], blocked(trials, mode, prepared.specification[mode].avgpp))
     return SearchResult(
         outcome=outcome,
         reason=reason,
@@ -125,10 +127,10 @@ def _winner(
     )
 
 
-def _outcome(selected: Selected | None, mode: str, trials: int) -> tuple[str, str | None]:
-    if selected is None:
-        return FAIL, f"none of {trials} trials is feasible in mode {mode}; more --trials, or a weaker profile"
-    if not selected.holds:
+def _outcome(selected: Selected | None, why: Blocked | None) -> tuple[str, str | None]:
+    if why is not None:
+        return FAIL, f"no trial is feasible. {why.message}; or more --trials"
+    if selected is not None and not selected.holds:
         return FAIL, (
             f"trial {selected.trial.index} held on the search probes, and does not on the certificate probes; "
             "more --trials may find one that does"

@@ -1,54 +1,39 @@
-"""The initial design: what is evaluated before any model of the problem exists."""
+"""The initial design: what is evaluated before any trial says more than the sensitivities do."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toggle_edge.config import Config
-from toggle_edge.errors import SearchError
+from toggle_edge.search.knapsack import least_harm, saved_costs
 from toggle_edge.search.space import Space
 
-FRACTIONS = (0.25, 0.5, 0.75)
-"""Shares of the layers that are lowered between two adjacent uniform configs."""
+SHARES = (0.3, 0.45, 0.6, 0.75)
+"""Shares of the largest saving at which the additive optimum is evaluated: where contracts end, from safe to bold."""
 
 
 def initial_design(
-    space: Space,
-    *,
-    seed: int,
-    sensitivity: Mapping[str, float] | None = None,
-    fractions: Sequence[float] = FRACTIONS,
+    space: Space, log_harm: NDArray[np.float64] | None = None, shares: Sequence[float] = SHARES
 ) -> tuple[tuple[str, Config], ...]:
-    """Origins and configs: every uniform config, then steps between adjacent ones, from the most bits down.
+    """Origins and configs: every uniform config, from the most bits down, then additive optima.
 
-    `sensitivity` is each layer's harm per saved proxy FLOP when it goes down one level: the least sensitive
-    layers are lowered first. Without it the order is random but fixed by `seed`. Each config appears once.
-    Raises SearchError on a sensitivity that is missing or not finite.
+    `log_harm` is what AvgPP's sensitivities let expect, dimensions x choices; without it there are uniform configs
+    only, or the safest config where no format is on every menu. Each config appears once.
     """
-    design = [(f"uniform {fmt}", config) for fmt, config in zip(space.menu, space.uniforms(), strict=True)]
-    order = _order(space, sensitivity, seed)
-    for lower, upper in reversed(list(itertools.pairwise(range(len(space.menu))))):
-        for fraction in fractions:
-            lowered = set(order[: round(fraction * len(order))])
-            config = space.decode([lower if layer in lowered else upper for layer in space.layers])
-            design.append((f"seed {fraction:.0%} {space.menu[upper]} to {space.menu[lower]}", config))
-    # With few layers a fraction rounds to none or all of them, which is a uniform config again.
+    design = [(f"uniform {config.formats[0][1]}", config) for config in space.uniforms()][::-1]
+    if not design:
+        design = [("safest", space.decode(space.safest))]
+    if log_harm is not None:
+        saved = saved_costs(space)
+        most = float(np.nanmax(saved, axis=1).sum())
+        for share in shares:
+            levels = least_harm(np.exp(log_harm), saved, share * most)
+            design.append((f"knapsack {share:.0%}", space.decode(levels)))
+    # With few dimensions an optimum may be a uniform config again.
     first: dict[str, tuple[str, Config]] = {}
     for origin, config in design:
         first.setdefault(config.digest, (origin, config))
     return tuple(first.values())
-
-
-def _order(space: Space, sensitivity: Mapping[str, float] | None, seed: int) -> list[str]:
-    if sensitivity is None:
-        return [space.layers[i] for i in np.random.default_rng(seed).permutation(len(space.layers))]
-    for layer in space.layers:
-        if layer not in sensitivity or not math.isfinite(sensitivity[layer]):
-            raise SearchError(
-                f"seeds: expected a finite sensitivity for layer {layer!r}, got {sensitivity.get(layer)!r}"
-            )
-    return sorted(space.layers, key=lambda layer: sensitivity[layer])

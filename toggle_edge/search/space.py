@@ -1,128 +1,220 @@
-"""The space of configs: every layer gets one format of an ordered menu. Pure numpy.
+"""The space of configs: one level per dimension, 0 the cheapest choice. Pure numpy.
 
-A config is also a vector of levels (one menu index per layer, 0 the fewest bits) and, for the surrogate, a
-vector in [0, 1] whose distances follow the quantisation step.
+A config is also a vector of levels and, for a surrogate, a vector in [0, 1] (`Dimension.coordinates`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toggle_edge.config import SCALE_BITS, Config, Format
+from toggle_edge.config import Config, Format
 from toggle_edge.errors import SearchError
+from toggle_edge.search.dimensions import (
+    CHANNELS,
+    FORMAT,
+    KEPT,
+    KV_GROUPS,
+    SPARSITY,
+    STRUCTURAL,
+    Dimension,
+    storage_bits,
+    unit_dimensions,
+)
+from toggle_edge.structure import Structure
+
+__all__ = ["Levels", "Space", "storage_bits"]
 
 Levels = tuple[int, ...]
 
 
-def storage_bits(fmt: Format) -> float:
-    """Bits per weight with the group's scale and zero-point spread over the group, before padding.
-
-    A row's scale and zero-point count as nothing.
-    """
-    zero_point = fmt.bits if fmt.asymmetric else 0
-    return fmt.bits + ((SCALE_BITS + zero_point) / fmt.group if fmt.group > 0 else 0.0)
-
-
 @dataclass(frozen=True)
 class Space:
-    """Layers, the menu by ascending storage bits, and the known cost of any config (any unit, minimised).
+    """The dimensions, and the known cost of any config (any unit, minimised).
 
-    Raises SearchError on no layers, an empty menu, duplicates or a menu out of order.
+    `layers` is the order in which a config lists its layers; each belongs to one FORMAT dimension. Raises SearchError
+    where that is not so, on two dimensions of one name, and where every block could be left out.
     """
 
     layers: tuple[str, ...]
-    menu: tuple[Format, ...]
+    dimensions: tuple[Dimension, ...]
     proxy_flops: Callable[[Config], float]
 
     def __post_init__(self) -> None:
+        covered = [layer for each in self.dimensions if each.kind == FORMAT for layer in each.layers]
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise SearchError(f"space: expected one or more distinct layers, got {self.layers!r}")
-        bits = [storage_bits(fmt) for fmt in self.menu]
-        if not bits or any(after <= before for before, after in itertools.pairwise(bits)):
-            raise SearchError(
-                "space: expected a menu of distinct formats by ascending storage bits, "
-                f"got {[str(fmt) for fmt in self.menu]}; sort it by storage_bits"
+        if sorted(covered) != sorted(self.layers):
+            odd = sorted(set(covered) ^ set(self.layers)) or sorted(
+                layer for layer in set(covered) if covered.count(layer) > 1
             )
+            raise SearchError(f"space: expected every layer in one format dimension, not so for {odd[:3]}")
+        names = [each.name for each in self.dimensions]
+        if len(set(names)) != len(names):
+            raise SearchError(f"space: expected distinct dimensions, got {names}")
+        for each in self.dimensions:
+            if odd := sorted(set(each.layers) - set(self.layers)):
+                raise SearchError(f"space: {each.name}: there is no layer {odd[0]!r}")
+
+    @classmethod
+    def of_units(
+        cls,
+        units: Mapping[str, Sequence[str]],
+        menu: Sequence[Format],
+        proxy_flops: Callable[[Config], float],
+    ) -> Space:
+        """Formats only: every unit of layers gets one format of the menu. Raises as the class does."""
+        layers = tuple(layer for names in units.values() for layer in names)
+        return cls(layers, unit_dimensions(units, menu), proxy_flops)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(each) for each in self.dimensions)
 
     @property
     def size(self) -> int:
-        """How many configs there are."""
-        count: int = len(self.menu) ** len(self.layers)
-        return count
+        """How many vectors of levels there are: at least as many as configs."""
+        return math.prod(self.sizes)
 
     @property
-    def coordinates(self) -> NDArray[np.float64]:
-        """Where each menu level lies in [0, 1]: `1 - 2**-storage_bits`, scaled to the menu's range.
-
-        A bit halves the quantisation step, so equal distances are roughly equal changes of the weights: from
-        2 to 4 bits far, from 8 to 16 near. That suits models to which 8 bits do next to nothing; where harm
-        is linear in bits, bits themselves would serve the surrogate better.
-        """
-        step = 2.0 ** -np.array([storage_bits(fmt) for fmt in self.menu])
-        scaled: NDArray[np.float64] = (step[0] - step) / ((step[0] - step[-1]) or 1.0)
-        return scaled
+    def safest(self) -> Levels:
+        """Every dimension at its last choice: the dearest config."""
+        return tuple(size - 1 for size in self.sizes)
 
     def decode(self, levels: Sequence[int]) -> Config:
-        """The config with these menu indices, one per layer in order; SearchError if they do not fit."""
-        if len(levels) != len(self.layers) or not all(0 <= level < len(self.menu) for level in levels):
-            raise SearchError(
-                f"space: expected {len(self.layers)} levels in 0..{len(self.menu) - 1}, got {tuple(levels)!r}"
+        """The config with these levels, one per dimension; SearchError if they do not fit.
+
+        What is chosen for a block that is left out has no effect.
+        """
+        if len(levels) != len(self.dimensions) or not all(
+            0 <= level < size for level, size in zip(levels, self.sizes, strict=True)
+        ):
+            raise SearchError(f"space: expected a level for each of {self.sizes}, got {tuple(levels)!r}")
+        if self._formats_only:
+            # Nothing interacts, and a search decodes thousands of these.
+            return Config(
+                tuple(
+                    (layer, menu[levels[owner]])
+                    for layer, (owner, menu) in zip(self.layers, self._menus, strict=True)
+                )
             )
-        return Config(
-            tuple((layer, self.menu[level]) for layer, level in zip(self.layers, levels, strict=True))
+        chosen = [
+            (each, each.choices[int(level)]) for each, level in zip(self.dimensions, levels, strict=True)
+        ]
+        left_out = [each for each, choice in chosen if each.kind == KEPT and choice == 0]
+        gone = {layer for each in left_out for layer in each.layers}
+        blocks = {each.block for each in left_out}
+        formats: dict[str, Format] = {}
+        sparsities: dict[str, float] = {}
+        kept: dict[str, list[tuple[int, int]]] = {KV_GROUPS: [], CHANNELS: []}
+        for each, choice in chosen:
+            if isinstance(choice, Format):
+                formats |= dict.fromkeys(each.layers, choice)
+            elif each.kind == SPARSITY:
+                sparsities |= dict.fromkeys(each.layers, float(choice))
+            elif each.kind in kept and each.block not in blocks and choice != each.choices[-1]:
+                kept[each.kind].append((each.block or 0, int(choice)))
+        layers = [layer for layer in self.layers if layer not in gone]
+        return Config.of(
+            {layer: formats[layer] for layer in layers},
+            {layer: sparsities[layer] for layer in layers if layer in sparsities},
+            Structure(
+                tuple(sorted(block for block in blocks if block is not None)),
+                tuple(sorted(kept[KV_GROUPS])),
+                tuple(sorted(kept[CHANNELS])),
+            ),
         )
 
     def levels(self, config: Config) -> Levels:
-        """Menu indices of a config. Raises SearchError if it has other layers or a format off the menu."""
-        formats = dict(config)
-        if set(formats) != set(self.layers):
-            odd = sorted(set(formats) ^ set(self.layers))
-            raise SearchError(f"space: the config's layers are not the space's; they differ in {odd[:5]}")
+        """Levels of a config; those of a block that is left out are the safest. SearchError if it lies outside."""
+        formats = dict(config.formats)
+        found = tuple(self._level(each, config, formats) for each in self.dimensions)
+        if self.decode(found) != config and self.decode(found).digest != config.digest:
+            raise SearchError(
+                f"space: {config.summary()}: not a config of this space; its layers, sparsities or structure differ"
+            )
+        return found
+
+    def canonical(self, levels: Levels) -> Levels:
+        """The levels that the config of these has: what is chosen for a block that is left out becomes the safest."""
+        return self.levels(self.decode(levels)) if self._has_removals else levels
+
+    @cached_property
+    def _has_removals(self) -> bool:
+        return any(each.kind == KEPT for each in self.dimensions)
+
+    @cached_property
+    def _formats_only(self) -> bool:
+        return all(each.kind == FORMAT for each in self.dimensions)
+
+    @cached_property
+    def _menus(self) -> tuple[tuple[int, tuple[Format, ...]], ...]:
+        """By layer the dimension that it belongs to, and that one's formats."""
+        owners = {
+            layer: (index, tuple(choice for choice in each.choices if isinstance(choice, Format)))
+            for index, each in enumerate(self.dimensions)
+            if each.kind == FORMAT
+            for layer in each.layers
+        }
+        return tuple(owners[layer] for layer in self.layers)
+
+    def _level(self, each: Dimension, config: Config, formats: Mapping[str, Format]) -> int:
+        structure = config.structure
+        gone = set(self.layers) - set(formats) if structure.removed_blocks else set()
+        safest = each.choices[-1]
+        if each.kind == KEPT:
+            choice: object = int(each.block not in structure.removed_blocks)
+        elif each.kind in STRUCTURAL:
+            pairs = structure.kv_groups if each.kind == KV_GROUPS else structure.channels
+            choice = next((count for block, count in pairs if block == each.block), safest)
+        elif set(each.layers) <= gone:
+            choice = safest
+        elif each.layers[0] not in formats:
+            raise SearchError(f"space: the config's layers are not the space's; it lacks {each.layers[0]!r}")
+        else:
+            choice = formats[each.layers[0]] if each.kind == FORMAT else config.sparsity(each.layers[0])
         try:
-            return tuple(self.menu.index(formats[layer]) for layer in self.layers)
+            return each.choices.index(choice)
         except ValueError as exc:
-            raise SearchError(f"space: {config.summary()}: a format is not on the menu {self.menu}") from exc
+            menu = ", ".join(map(str, each.choices))
+            raise SearchError(f"space: {each.name}: {choice} is not on its menu: {menu}") from exc
 
-    def encode(self, configs: Sequence[Config]) -> NDArray[np.float64]:
-        """Vectors in [0, 1], one row per config, one column per layer."""
-        rows = np.array([self.levels(config) for config in configs], dtype=np.int64)
-        return self.coordinates[rows.reshape(len(configs), len(self.layers))]
+    @cached_property
+    def _coordinates(self) -> tuple[NDArray[np.float64], ...]:
+        return tuple(np.array(each.coordinates) for each in self.dimensions)
 
-    def nearest(self, vector: NDArray[np.float64]) -> Config:
-        """The config whose encoding lies closest: the inverse of `encode` on its image."""
-        return self.decode([int(np.abs(self.coordinates - value).argmin()) for value in vector])
+    def encode(self, rows: Sequence[Levels]) -> NDArray[np.float64]:
+        """Vectors in [0, 1], one row per vector of levels, one column per dimension."""
+        columns = np.array(rows, dtype=np.int64).reshape(len(rows), len(self.dimensions)).T
+        return np.stack([places[c] for places, c in zip(self._coordinates, columns, strict=True)], axis=1)
 
     def uniforms(self) -> Iterator[Config]:
-        """The same format everywhere, by ascending storage bits."""
-        return (Config.uniform(self.layers, fmt) for fmt in self.menu)
-
-    def neighbours(self, config: Config) -> Iterator[Config]:
-        """All configs in which one layer lies one level lower or higher."""
-        levels = self.levels(config)
-        for position, level in enumerate(levels):
-            for moved in (level - 1, level + 1):
-                if 0 <= moved < len(self.menu):
-                    yield self.decode((*levels[:position], moved, *levels[position + 1 :]))
+        """The same format everywhere and all else whole, by ascending storage bits: formats on every unit's menu."""
+        menus = [each.choices for each in self.dimensions if each.kind == FORMAT]
+        for choice in menus[0]:
+            if all(choice in menu for menu in menus):
+                yield self.decode(
+                    [
+                        each.choices.index(choice) if each.kind == FORMAT else len(each) - 1
+                        for each in self.dimensions
+                    ]
+                )
 
     def random(self, generator: np.random.Generator) -> Config:
-        """A random config whose mix of formats is itself random.
+        """A random config whose mix of levels is itself random.
 
         Independent uniform levels would give many-layered models nearly one cost; a flat Dirichlet over the
         mix spreads the costs over their whole range.
         """
-        mix = generator.dirichlet(np.ones(len(self.menu)))
-        return self.decode(
-            [int(level) for level in generator.choice(len(self.menu), len(self.layers), p=mix)]
-        )
+        mixes = {size: generator.dirichlet(np.ones(size)) for size in sorted(set(self.sizes))}
+        return self.decode([int(generator.choice(size, p=mixes[size])) for size in self.sizes])
 
     def enumerate(self) -> Iterator[Config]:
-        """Every config once, lazily, in lexicographic order of levels."""
-        return (
-            self.decode(levels)
-            for levels in itertools.product(range(len(self.menu)), repeat=len(self.layers))
-        )
+        """Every vector of levels once, lazily, in lexicographic order."""
+        return (self.decode(levels) for levels in itertools.product(*(range(size) for size in self.sizes)))
