@@ -20,18 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import hypergeom
 from search_ours import OURS
-from search_problem import FRESH, Problem, story_problem
+from search_problem import COUNTS, FRESH, SEARCH, SELECTION, Problem, required, story_problem
 from search_rivals import RIVALS, Desk, SpentError, quiet
 from transformers.utils import logging as transformers_logging
 
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.pareto import hypervolume
+from toggle_edge.search.confirmation import Reading, confirm, likeliest
+from toggle_edge.search.trial import Trial
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODELS = ("stories260K", "stories-gpt2-1M")
 METHODS = {**OURS, **RIVALS}
+SEARCHED = 175
+CONFIRMED = ("ours", "gp-bo", "knapsack")
 MARKS = (20, 40, 80, 120, 160, 200)
 
 
@@ -105,14 +110,18 @@ def quartiles(values: Sequence[float], form: str = ".3f") -> str:
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def cheapest_uniform(uniform: Mapping[str, Any], targets: Mapping[str, float]) -> dict[str, float]:
+    return {
+        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan"))
+        for mode in targets
+    }
+
+
 def print_model(
     model: str, runs: Sequence[Mapping[str, Any]], uniform: Mapping[str, Any], targets: Mapping[str, float]
 ) -> None:
     least = min(trial["cost"] for trial in uniform["trials"])
-    cheapest = {
-        mode: min((t["cost"] for t in uniform["trials"] if t["feasible"][mode]), default=float("nan"))
-        for mode in targets
-    }
+    cheapest = cheapest_uniform(uniform, targets)
     shown = ", ".join(f"{mode} {cost:.3f}" for mode, cost in cheapest.items())
     print(f"\n**{model}**: cheapest feasible uniform config: {shown}.\n")
     print(
@@ -151,6 +160,94 @@ def print_model(
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 
+def confirmed(problem: Problem, run: Mapping[str, Any], mode: str, searched: float) -> dict[str, Any] | None:
+    """What the mode would ship: of the trials within `searched` effort, the one that selection probes confirm.
+
+    Its fresh coverage, the effort of the readings, and the chance to hold on as many fresh probes as the search had.
+    """
+    contract, count = problem.specification[mode], COUNTS[SEARCH]
+    needed = required(contract.coverage, count)
+    trials = [
+        Trial(index, config, "", problem.judged(config).observation)
+        for index, (config, trial) in enumerate((Config.from_json(t["config"]), t) for t in run["trials"])
+        if trial["feasible"][mode] and trial["effort"] <= searched
+    ]
+    tokens = [len(probe.tokens) for probe in problem.evaluations.probes[SELECTION]]
+    read: dict[str, int] = {}
+
+    def reading(config: Config, probes: int) -> Reading:
+        judged = problem.judged(config, SELECTION, range(probes))
+        read[config.digest] = probes
+        return Reading(judged.satisfied[mode], probes, judged.observation.avgpp)
+
+    best = likeliest(
+        confirm(
+            trials,
+            mode,
+            reading,
+            probes=len(tokens),
+            required=needed,
+            fresh=count,
+            target=contract.avgpp,
+        )
+    )
+    if best is None:
+        return None
+    fresh = judged_fresh(problem, best.trial.config, mode)
+    failed = fresh["probes"] - fresh["satisfied"]
+    effort = sum(sum(tokens[:probes]) for probes in read.values()) / problem.trial_tokens
+    holds = float(hypergeom.cdf(count - needed, fresh["probes"], failed, count))
+    return {**fresh, "effort": effort, "chance": holds, "confirmed": best.confirmed}
+
+
+def print_confirmed(
+    problem: Problem, runs: Sequence[Mapping[str, Any]], cheapest: Mapping[str, float]
+) -> None:
+    """Winners after confirmation, of the methods that come closest."""
+    print(
+        f"\nConfirmed: of the trials within {SEARCHED} trials' effort, what {COUNTS[SELECTION]} selection probes"
+    )
+    print(
+        "confirm: cost over the cheapest feasible uniform's, coverage on fresh probes, chance to hold on 60 of them."
+    )
+    print("\n| method | n | " + " | ".join(cheapest) + " | effort |")
+    print("|---|---|" + "---|" * (len(cheapest) + 1))
+    for method in (name for name in CONFIRMED if any(run["method"] == name for run in runs)):
+        own = [run for run in runs if run["method"] == method]
+        found = {mode: [confirmed(problem, run, mode, SEARCHED) for run in own] for mode in cheapest}
+        cells = []
+        for mode, rows in found.items():
+            kept = [row for row in rows if row is not None]
+            if not kept:
+                cells.append("none feasible")
+                continue
+            ratio = statistics.median(row["cost"] / cheapest[mode] for row in kept)
+            coverage = statistics.median(row["satisfied"] / row["probes"] for row in kept)
+            chance = statistics.median(row["chance"] for row in kept)
+            cells.append(f"{ratio:.2f}, {coverage:.3f}, {chance:.2f}")
+        efforts = [sum(found[mode][n]["effort"] for mode in found if found[mode][n]) for n in range(len(own))]
+        print(f"| {method} | {len(own)} | " + " | ".join(cells) + f" | {statistics.median(efforts):.0f} |")
+
+
+def draw(
+    path: Path, model: str, runs: Sequence[Mapping[str, Any]], targets: Mapping[str, float], least: float
+) -> None:
+    """The anytime curves: medians, and between least and most."""
+    from matplotlib.figure import Figure
+
+    marks = np.arange(5, 201, 5)
+    axes = (figure := Figure(figsize=(7, 4.5))).subplots()
+    for method in dict.fromkeys(run["method"] for run in runs if run["method"] != "uniform"):
+        rows = [curve(run, targets, least, marks) for run in runs if run["method"] == method]
+        axes.plot(marks, np.median(rows, axis=0), label=f"{method} (n={len(rows)})")
+        axes.fill_between(marks, np.min(rows, axis=0), np.max(rows, axis=0), alpha=0.15)
+    axes.set(
+        xlabel="effort: tokens read, in trials", ylabel="feasible hypervolume, mean of modes", title=model
+    )
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "report"))
@@ -161,6 +258,7 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--cache", type=Path, default=cache_folder() / "search-benchmark")
     parser.add_argument("--output", type=Path, default=Path("search-benchmark"))
+    parser.add_argument("--plot", type=Path, help="with report: a folder for the anytime curves")
     parser.add_argument("--again", action="store_true", help="replace runs that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,7 +274,12 @@ def main() -> int:
                 for seed in arguments.seeds
             ]
             runs = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
-            print_model(name, runs, play(problem, "uniform", 0, arguments.trials), problem.targets)
+            uniform = play(problem, "uniform", 0, arguments.trials)
+            print_model(name, runs, uniform, problem.targets)
+            print_confirmed(problem, runs, cheapest_uniform(uniform, problem.targets))
+            if arguments.plot is not None:
+                least = min(trial["cost"] for trial in uniform["trials"])
+                draw(arguments.plot / f"search-{name}.png", name, runs, problem.targets, least)
             continue
         for seed in arguments.seeds:
             for method in arguments.methods:
