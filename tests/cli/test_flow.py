@@ -182,3 +182,38 @@ def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, 
     assert done.returncode == 1, done.stderr
     assert "over the device's budget: memory_bytes is" in " ".join(done.stdout.split())
     assert "OVER" in done.stdout
+
+
+def test_in_the_papers_world_its_table_is_printed_and_a_row_can_be_replayed(folder: Path) -> None:
+    arguments = (
+        "search",
+        MODEL,
+        "--profile",
+        "few.toml",
+        "--target",
+        "paper",
+        "--study",
+        "paper",
+        "--quantiser",
+        "lsq",
+    )
+    done = run(folder, *arguments, "--trials", 24, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert found["target"] == "paper"
+    chosen = found["selected"]["relaxed"]
+    assert chosen["paper"]["bits"] <= 16
+    shown = run(folder, *arguments, "--trials", 24)
+    assert "as TOGGLE's table has it" in shown.stdout
+    assert f"{chosen['paper']['flops_ratio']:.2f}×" in shown.stdout
+    assert all(len(line) <= 100 for line in shown.stdout.splitlines())
+    replayed = run(
+        folder, "check", MODEL, "--profile", "few.toml", "--mode", "relaxed", "--quantiser", "lsq", "--json",
+        "--config", chosen["config_file"],
+    )  # fmt: skip
+    again = json.loads(replayed.stdout)
+    assert again["paper"] == chosen["paper"]
+    assert again["avgpp"] == pytest.approx(chosen["avgpp"], abs=1e-6)
+    refused = run(folder, "export", "paper", "--mode", "relaxed", "-o", "paper-bundle")
+    assert refused.returncode == 2
+    assert "expected one of ['onnx-cpu'], got 'paper'" in refused.stderr

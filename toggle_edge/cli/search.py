@@ -33,7 +33,12 @@ def search(
     model: Annotated[Path, typer.Argument(help="Folder with config.json, tokenizer.json, *.safetensors.")],
     profile: Profile = "default",
     target: Annotated[
-        str, typer.Option("--target", help="What the configs must run on: onnx-cpu.")
+        str,
+        typer.Option(
+            "--target",
+            help="What the configs must run on: onnx-cpu, onnx-cuda or executorch-xnnpack; or paper, TOGGLE's own "
+            "world of 2 to 16 bits and zeros that pay.",
+        ),
     ] = TARGETS[0],
     trials: Annotated[
         int | None,
