@@ -19,7 +19,7 @@ from toggle_edge.model.load import LanguageModel
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
 
-LENT_BYTES = 16 * 2**20
+LENT_BYTES = 2**20
 """The same where they lie on disk and a candidate holds no weights: reading them again is a small part of a batch."""
 
 
