@@ -23,11 +23,11 @@ BATCH = 16
 
 MOST_PROBES = 64
 LEAST_BYTES, MOST_BYTES = 24 * 2**20, 2**30
-WEIGHTS_SHARE = 16
+WEIGHTS_SHARE = 12
 
 
 def batch_size(module: torch.nn.Module, probes: Sequence[Probe]) -> int:
-    """Probes per forward pass: as many as a sixteenth of the model's float32 weights has room for, between 24 MiB and
+    """Probes per forward pass: as many as a twelfth of the model's float32 weights has room for, between 24 MiB and
     1 GiB, at most 64.
 
     So a model that is read from disk for every batch is read seldom, and a small one stays within a small machine. The

@@ -23,7 +23,7 @@ from toggle_edge.structure import WHOLE, Kept, Structure
 MEMORY_BYTES = 2**30
 """Compressed layers are held in memory up to this size; what was used longest ago goes first."""
 
-LENT_BYTES = 16 * 2**20
+LENT_BYTES = 2**20
 """The same where they lie on disk and a candidate holds no weights: reading them again is a small part of a batch."""
 
 

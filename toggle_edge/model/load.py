@@ -111,11 +111,12 @@ def load_model(
             f"{'missing ' + ', '.join(missing) if missing else 'found no *.safetensors'}; "
             "save it with model.save_pretrained and tokenizer.save_pretrained"
         )
-    give_large_blocks_back()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         place = device or torch.device("cpu")
-        streams, placement = _choice(folder, streamed, place)
+        weights = stored_weights(folder)
+        give_large_blocks_back(weights)
+        streams, placement = _choice(weights, streamed, place)
         module, absent, checkpoint = _streamed_module(folder) if streams else _module(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ModelError, ConfigError):
@@ -141,14 +142,14 @@ def load_model(
 STREAM = "TOGGLE_EDGE_STREAM"
 
 
-def _choice(folder: Path, streamed: bool | None, device: torch.device) -> tuple[bool, str]:
+def _choice(weights: int, streamed: bool | None, device: torch.device) -> tuple[bool, str]:
     """Whether to stream, and why in words. Raises ConfigError when the environment says neither."""
     said = os.environ.get(STREAM) or "auto"
     if said not in ("auto", "always", "never"):
         raise ConfigError(f"{STREAM}: expected auto, always or never, got {said!r}")
     if streamed is None and said != "auto":
         streamed = said == "always"
-    needed = 2 * 4 * stored_weights(folder)
+    needed = 2 * 4 * weights
     free = available_bytes() if device.type == "cpu" else free_bytes(device)
     streams = streamed if streamed is not None else free is not None and needed > free
     room = "not known" if free is None else f"{free / 1e9:.1f} GB"

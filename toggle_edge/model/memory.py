@@ -36,18 +36,19 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min(known)) if known else None
 
 
-_MMAP_THRESHOLD, _LARGE = -3, 4 * 2**20  # of mallopt(3)
+_MMAP_THRESHOLD = -3  # of mallopt(3)
+_LARGE, _SMALLER, _MANY_WEIGHTS = 4 * 2**20, 2**20, 16_000_000
 
 
-def give_large_blocks_back() -> None:
-    """Let freed blocks of 4 MiB and more go back to the system at once.
+def give_large_blocks_back(weights: int) -> None:
+    """Let freed blocks of 4 MiB and more, 1 MiB for models of many weights, go back to the system at once.
 
-    glibc raises its own limit to 32 MiB as it sees such blocks freed, and then keeps hundreds of them in pieces. Other
-    C libraries have no such setting and are left alone.
+    glibc raises its own limit to 32 MiB as it sees such blocks freed, and then keeps hundreds of them in pieces. Fresh
+    memory costs time, which small models would notice. Other C libraries have no such setting and are left alone.
     """
     library: Any = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_MMAP_THRESHOLD, _SMALLER if weights >= _MANY_WEIGHTS else _LARGE)
 
 
 def give_back() -> None:
