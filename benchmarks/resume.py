@@ -69,7 +69,7 @@ def host(work: Path, trials: int, candidates: int, local: bool) -> None:
 
     from toggle_edge.pipeline.demo import DemoOptions, run_demo
 
-    def report(stage: str, done: int, of: int, note: str = "") -> None:
+    def report(stage: str, done: int, of: int, note: str = "", standing: object = None) -> None:
         print(json.dumps([stage, done, of, note]), file=sys.stderr, flush=True)
 
     plan = Plan(list(PASSES), restarts=1, generations=2, warmups=1, tokens=8)

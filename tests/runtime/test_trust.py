@@ -258,10 +258,10 @@ class TestOnTheDevice:
     ) -> None:
         bundle = make_bundle(tmp_path / "bundle")
         fields = prepared(transport, device, bundle, tmp_path)
-        text = to_json(bundle.manifest).replace('"version":3', '"version":4')
+        text = to_json(bundle.manifest).replace('"version":4', '"version":5')
         record = self.run(transport, device, fields, bundle=self.ship_text(transport, device, text, tmp_path))
         assert record.outcome == "ERROR"
-        assert "this side reads 1, 2 and 3, got 4; it was written by a newer toggle-edge" in str(
+        assert "this side reads 1, 2, 3 and 4, got 5; it was written by a newer toggle-edge" in str(
             record.reason
         )
 
