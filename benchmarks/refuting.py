@@ -12,32 +12,19 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
+
+from forgetful import Memory
 
 from toggle_edge.config import Config
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.trials import search, sensitivities_of, space_of
 from toggle_edge.report.progress import silent
-from toggle_edge.search.trial import Trial
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODELS = ("stories260K", "stories-gpt2-1M")
-
-
-@dataclass
-class Memory:
-    """A ledger that forgets when the process ends."""
-
-    kept: list[Trial] = field(default_factory=list)
-
-    def trials(self) -> Sequence[Trial]:
-        return list(self.kept)
-
-    def record(self, trial: Trial) -> None:
-        self.kept.append(trial)
 
 
 def measure(name: str, trials: int) -> bool:

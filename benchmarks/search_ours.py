@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
+from forgetful import Memory
 from search_rivals import Desk
 
 from toggle_edge.config import FP16, Config
 from toggle_edge.search.seeds import initial_design
 from toggle_edge.search.sensitivity import expected_harm, measure
 from toggle_edge.search.study import Study
-from toggle_edge.search.trial import Observation, Trial
+from toggle_edge.search.trial import Observation
 
 SENSITIVITY_PROBES = 12
 NO_MARGINS: Mapping[str, float] = {}
-
-
-@dataclass
-class Memory:
-    """A ledger that forgets when the process ends."""
-
-    kept: list[Trial] = field(default_factory=list)
-
-    def trials(self) -> Sequence[Trial]:
-        return list(self.kept)
-
-    def record(self, trial: Trial) -> None:
-        self.kept.append(trial)
 
 
 def ours(
