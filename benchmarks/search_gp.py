@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from botorch.sampling.index_sampler import IndexSampler
 from botorch.sampling.list_sampler import ListSampler
 from botorch.sampling.normal import SobolQMCNormalSampler
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
-from botorch.utils.sampling import manual_seed
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator.utils.warnings import NumericalWarning
 from numpy.typing import NDArray
@@ -37,6 +35,7 @@ from toggle_edge.config import Config
 from toggle_edge.errors import SearchError
 from toggle_edge.pareto import non_dominated
 from toggle_edge.search.space import Levels, Space
+from toggle_edge.search.surrogate import isolated
 from toggle_edge.search.trial import Trial
 
 FRONT, CHEAPEST = "front", "cheapest"
@@ -69,7 +68,7 @@ def merits(
     avgpp = fill_missing([outcome.avgpp for outcome in outcomes], avgpp_target)
     robustness = fill_missing([outcome.robustness[mode] for outcome in outcomes], 0.0)
     feasible = np.array([outcome.feasible[mode] for outcome in outcomes])
-    with isolated(seed), warnings.catch_warnings():
+    with isolated(seed), torch.enable_grad(), warnings.catch_warnings():
         # Where an outcome is known almost exactly, rounding makes its posterior variance negative; GPyTorch
         # lifts it to 1e-10 and warns. Nothing is lost for a ranking.
         warnings.simplefilter("ignore", NumericalWarning)
@@ -163,22 +162,6 @@ MAX_FIT_ITERATIONS = 60
 
 MISS = 0.1
 """Least distance, in the outcome's unit, by which a missing value is taken to miss its bar."""
-
-
-@contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """One torch thread and a seeded global generator inside; both restored after.
-
-    One thread because the matrices are tiny (more threads only wait for each other) and because sums then
-    have one order, so that proposals repeat bit for bit.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with manual_seed(seed):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def fill_missing(values: Sequence[float | None], bar: float) -> NDArray[np.float64]:

@@ -8,12 +8,11 @@ at once wait for each other entry by entry; the kernel lets go of what a killed 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from toggle_edge.cache import locked
 from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Format
 
@@ -81,8 +81,7 @@ def entry(
         return found
     with ExitStack() as held:
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(path.parent / "lock"))
+            held.enter_context(locked(path.parent / "lock"))
             found = _read(path, key, verified)  # made while we waited
         if found is None:
             found = make()
@@ -141,10 +140,3 @@ def _tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
         whole: Any = values.contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(whole)  # hashed where it lies, not copied
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

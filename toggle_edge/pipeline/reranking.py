@@ -103,8 +103,10 @@ def trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
         config_digest=trial.config.digest,
         formats=trial.config.summary(),
         proxy_flops_ratio=prepared.flops_ratio(trial.config),
-        avgpp=trial.observation.avgpp,
+        # That of the probes that refute most candidates is not that of all.
+        avgpp=None if trial.observation.refuted else trial.observation.avgpp,
         feasible=trial.observation.feasible,
+        refuted=trial.observation.refuted,
     )
 
 

@@ -66,7 +66,8 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One evaluated config in short. `avgpp` (percent) is on the search probes; `feasible` says it by mode."""
+    """One evaluated config in short. `avgpp` (percent) is on the search probes, None for a trial that was refuted
+    before it had read them all; `feasible` says it by mode."""
 
     index: int
     origin: str
@@ -75,6 +76,7 @@ class TrialRow:
     proxy_flops_ratio: float
     avgpp: float | None
     feasible: Mapping[str, bool]
+    refuted: bool = False
 
 
 @dataclass(frozen=True)
