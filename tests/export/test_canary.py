@@ -28,8 +28,9 @@ from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.pipeline.inputs import demo_folder
-from toggle_edge.pipeline.loop import Prepared, prepare, write_probes
-from toggle_edge.pipeline.loop import export as export_bundle
+from toggle_edge.pipeline.packing import export as export_bundle
+from toggle_edge.pipeline.packing import write_probes
+from toggle_edge.pipeline.preparing import Prepared, prepare
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import silent
 from toggle_edge.signing import sign, signing_key

@@ -25,7 +25,7 @@ from toggle_edge.fleet.device import load_device
 from toggle_edge.fleet.sshd import sshd_path
 from toggle_edge.pipeline import demo
 from toggle_edge.pipeline.judging import judge_run
-from toggle_edge.pipeline.loop import prepare
+from toggle_edge.pipeline.preparing import prepare
 from toggle_edge.pipeline.reranking import excerpts_of
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import CandidateResult, Predicted

@@ -14,7 +14,7 @@ from toggle_edge.certify import coverage_bound
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
-from toggle_edge.pipeline.loop import Prepared
+from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.probes import excerpt
 from toggle_edge.profiles import nearest
 from toggle_edge.report.check import CheckResult

@@ -20,14 +20,8 @@ from toggle_edge.fleet.device import Device, load_device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
 from toggle_edge.pipeline.inputs import demo_folder
 from toggle_edge.pipeline.judging import Judged, judge_run
-from toggle_edge.pipeline.loop import (
-    Exported,
-    Prepared,
-    export,
-    identity_of,
-    prepare,
-    write_probes,
-)
+from toggle_edge.pipeline.packing import Exported, export, write_probes
+from toggle_edge.pipeline.preparing import Prepared, identity_of, prepare
 from toggle_edge.pipeline.reranking import BASELINE_ID, candidate_id, rerank
 from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.pipeline.validation import describe, starts_a_process

@@ -13,7 +13,8 @@ from toggle_edge.export import build_skeleton, exporter_for
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
-from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, export, identity_of, write_probes
+from toggle_edge.pipeline.packing import export, write_probes
+from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.report.export import ExportResult
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.finalists import predicted_selection

@@ -13,7 +13,7 @@ from toggle_edge.compress.quantise import quantiser_named
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ProbeError
 from toggle_edge.model.load import LanguageModel
-from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, prepare
+from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, prepare
 from toggle_edge.profiles import Profile, load_profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.sources import ProbeSource

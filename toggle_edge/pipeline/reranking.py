@@ -10,7 +10,8 @@ from toggle_runtime.records import ERROR, FAIL, PASS
 from toggle_edge.fleet.device import Device
 from toggle_edge.pareto import kendall_tau, non_dominated
 from toggle_edge.pipeline.judging import Judged
-from toggle_edge.pipeline.loop import Exported, Prepared
+from toggle_edge.pipeline.packing import Exported
+from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.pipeline.standing import is_uniform
 from toggle_edge.probes import excerpt
 from toggle_edge.report.loop import CandidateResult, LoopResult, Predicted, TrialRow

@@ -15,7 +15,7 @@ from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
-from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of
+from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
 from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.report.progress import Reporter

@@ -14,7 +14,7 @@ from toggle_edge.evaluate import Evaluator
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.inputs import prepared_for
-from toggle_edge.pipeline.loop import Prepared
+from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.report.heatmap import write_page, write_picture
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.sensitivity import Sensed, SensitivityResult

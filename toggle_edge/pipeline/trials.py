@@ -10,7 +10,7 @@ from toggle_edge.cache import baselines_folder
 from toggle_edge.config import Config
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.falsification import reading_order
-from toggle_edge.pipeline.loop import Prepared
+from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.pipeline.standing import standing_of
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.dimensions import unit_dimensions

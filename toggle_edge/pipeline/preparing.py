@@ -1,27 +1,16 @@
-"""The stages of the loop: prepare, search, export, measure, re-rank. Each is one function on frozen values."""
+"""What every stage starts from: a model under a contract, with its probes, its baseline and its evaluators."""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from toggle_runtime.canary import write_canary
 from toggle_runtime.records import (
     ModeSpecification,
 )
-from toggle_runtime.reduction import Limits, reduce_baseline
-from toggle_runtime.reduction_files import write_reduced
-from toggle_runtime.signals import SignalsError
 from toggle_runtime.stl import parse, signals_of
-from toggle_runtime.verdicts import signals_read
 
-from toggle_edge import __version__
-from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration, gram_bytes
@@ -29,16 +18,12 @@ from toggle_edge.config import FP16, Config, Format
 from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluator
-from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
-from toggle_edge.export.canary import canary_of
-from toggle_edge.export.parity import check_parity
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.placement import chosen_device, use_threads
-from toggle_edge.probes import ProbeSplit, probes_to_json, read_probes, split_probes
+from toggle_edge.probes import ProbeSplit, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.search.space import storage_bits
-from toggle_edge.signing import SigningKey
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import StudyIdentity
@@ -181,96 +166,3 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
     )
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A config as a bundle on the host, the largest logit difference to what was searched, and what its artifact was
-    predicted to weigh in bytes."""
-
-    config: Config
-    bundle: Bundle
-    parity: float
-    predicted_bytes: int
-
-
-def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
-    """Write what bundles carry beside the artifact: certificate probes with their reduced baseline, the tokenizer.
-
-    Raises ProbeError when a probe's baseline is larger than the profile allows.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    probes, baseline = folder / "probes.json", folder / "baseline.npz"
-    probes.write_text(probes_to_json(prepared.probes.certificate), encoding="utf-8")
-    counts, wanted = prepared.profile.probes, signals_read(prepared.specification)
-    limits = Limits(
-        distribution_ids=counts.distribution_ids,
-        attention_ids=counts.attention_ids,
-        probe_bytes=counts.probe_bytes,
-    )
-    pairs = zip(prepared.probes.certificate, prepared.certifier.baseline, strict=True)
-    try:
-        reduced = [
-            reduce_baseline(outputs, np.array(probe.continuation), probe.prompt_tokens, wanted, limits)
-            for probe, outputs in pairs
-        ]
-    except SignalsError as exc:
-        raise ProbeError(f"probes: their baseline cannot be reduced for the device: {exc}") from exc
-    write_reduced(baseline, reduced)
-    extra = {PROBES: probes, BASELINE: baseline}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (prepared.model.folder / name).is_file():
-            extra[f"tokenizer/{name}"] = prepared.model.folder / name
-    return extra
-
-
-def export(
-    prepared: Prepared,
-    config: Config,
-    skeleton: Skeleton,
-    extra: Mapping[str, Path],
-    folder: Path,
-    *,
-    key: SigningKey | None,
-) -> Exported:
-    """Export one config, check its parity with the searched weights, and bundle it into `folder`, signed by `key`.
-
-    An existing `folder` is replaced. Raises ParityError when the artifact is not what was searched.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    layers, kept = prepared.bank.compressed(config), prepared.bank.kept(config.structure)
-    shape = prepared.model.shape
-    if kept is not None:
-        skeleton = narrowed(skeleton, prepared.model.anatomy, config.structure)
-        shape = narrowed_shape(shape, kept)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        artifact = exporter_for(prepared.target).export(skeleton, layers, Path(scratch) / "artifact")
-        probe = prepared.probes.certificate[0]
-        candidate = prepared.bank.assemble(config)
-        parity = check_parity(artifact, shape, candidate, probe.tokens, prompt_tokens=probe.prompt_tokens)
-        canary = canary_of(
-            candidate, probe.tokens, vocabulary=shape.vocabulary, context_tokens=shape.context_tokens
-        )
-        write_canary(Path(scratch) / "canary.npz", canary)
-        built = build_bundle(
-            Path(scratch) / "bundle",
-            artifact,
-            config=config,
-            shape=shape,
-            specification=prepared.specification,
-            default_mode=prepared.profile.default_mode,
-            extra={**extra, CANARY: Path(scratch) / "canary.npz"},
-            key=key,
-            environment={
-                "toggle_edge": __version__,
-                "exporter": prepared.target,
-                "model": prepared.model.digest,
-            },
-        )
-        if folder.exists():
-            shutil.rmtree(folder)
-        built.folder.rename(folder)
-    predicted = exporter_for(prepared.target).predicted_bytes(
-        skeleton, prepared.model.remaining(config.structure), config
-    )
-    return Exported(config, dataclasses.replace(built, folder=folder), parity, predicted)
