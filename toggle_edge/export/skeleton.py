@@ -51,22 +51,29 @@ class Skeleton:
     heads: Mapping[int, int]
 
 
+def why_not(model: LanguageModel) -> str | None:
+    """Why a model has no skeleton, known before one is built; None where it may have one."""
+    config: Any = model.module.config
+    if config.model_type not in ARCHITECTURES:
+        return (
+            f"expected an architecture among {', '.join(ARCHITECTURES)}, got {config.model_type!r}; others can be "
+            "searched and checked, and not exported yet"
+        )
+    if model.shape.head_size % HEAD_SIZE_STEP:
+        return (
+            f"the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, this model's are of size "
+            f"{model.shape.head_size}"
+        )
+    return None
+
+
 def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
     """Build a model's skeleton, or read it from `cache`, where it is kept by the model's digest.
 
     Raises ExportError when the builder fails or its graph is not one that we can rewrite.
     """
-    config: Any = model.module.config
-    if config.model_type not in ARCHITECTURES:
-        raise ExportError(
-            f"export of {model.folder}: expected an architecture among {', '.join(ARCHITECTURES)}, got "
-            f"{config.model_type!r}; others can be searched and checked, and not exported yet"
-        )
-    if model.shape.head_size % HEAD_SIZE_STEP:
-        raise ExportError(
-            f"export of {model.folder}: the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, "
-            f"this model's are of size {model.shape.head_size}"
-        )
+    if (why := why_not(model)) is not None:
+        raise ExportError(f"export of {model.folder}: {why}")
     folder = cache / model.digest[:16]
     if not (folder / "model.onnx").is_file():
         _run_builder(model.folder, folder)

@@ -14,7 +14,7 @@ from toggle_runtime.stl import parse, signals_of
 from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration, gram_bytes
-from toggle_edge.config import FP16, Config, Format
+from toggle_edge.config import FP16, Config
 from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluator
@@ -23,11 +23,9 @@ from toggle_edge.model.placement import chosen_device, use_threads
 from toggle_edge.probes import ProbeSplit, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.space import storage_bits
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import StudyIdentity
-from toggle_edge.targets import menu_of, target_named
 
 DEFAULT_TARGET = "onnx-cpu"
 
@@ -69,11 +67,6 @@ class Prepared:
             whole=self.model.layers,
             whole_kept_parameters=self.model.kept_parameters,
         )
-
-    def menu(self, role: str = "") -> tuple[Format, ...]:
-        """The formats that the profile asks for and the target has, by ascending storage bits."""
-        asked = [Format.parse(text) for text in self.profile.formats]
-        return tuple(sorted(menu_of(target_named(self.target), asked, role), key=storage_bits))
 
     @property
     def layers(self) -> tuple[str, ...]:

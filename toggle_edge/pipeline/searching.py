@@ -17,14 +17,15 @@ from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
+from toggle_edge.pipeline.spaces import require_bounds, space_note
 from toggle_edge.pipeline.trials import search, stored_sensitivities
+from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
 from toggle_edge.search.diagnosis import Blocked, blocked
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, open_store
-from toggle_edge.targets import target_named
 from toggle_edge.workspace import workspace
 
 
@@ -50,7 +51,7 @@ class SearchOptions:
 def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     """Search, or go on where the same search was interrupted. Raises ToggleEdgeError when it cannot be done."""
     started = time.monotonic()
-    target_named(options.target)  # an unknown target is refused before anything is done
+    require_bounds(load_profile(options.profile), options.target)  # before anything is done
     prepared = prepared_for(
         options.model,
         options.profile,
@@ -61,6 +62,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         target=options.target,
     )
     require_whole(prepared.model)
+    report("space", 1, 1, space_note(prepared))
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
     with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:
         if options.resume:

@@ -11,9 +11,9 @@ from toggle_edge.config import Config
 from toggle_edge.evaluate import Evaluation, Evaluator
 from toggle_edge.falsification import reading_order
 from toggle_edge.pipeline.preparing import Prepared
+from toggle_edge.pipeline.spaces import space_of
 from toggle_edge.pipeline.standing import standing_of
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.dimensions import unit_dimensions
 from toggle_edge.search.outcomes import AVGPP
 from toggle_edge.search.seeds import initial_design
 from toggle_edge.search.sensitivity import Sensitivities, expected_harm, measure
@@ -21,30 +21,12 @@ from toggle_edge.search.space import Space
 from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Ledger, Observation, Trial
 from toggle_edge.store import Store, StoredStudy
-from toggle_edge.targets import target_named
 
 VIOLATED_PROBES = "violated_probes"
 """The key of a trial's payload with the search probes, by number, that violate each mode."""
 
 SENSITIVITY_PROBES = 12
 """Probes on which one unit at a time is lowered: enough to tell delicate units from others, a fifth of a trial each."""
-
-
-def space_of(prepared: Prepared) -> Space:
-    """What the search varies: a format for each unit of layers that read the same input and, on a target where zeros
-    pay, a sparsity. Raises ConfigError where profile and target have no format in common."""
-    units: dict[str, list[str]] = {}
-    roles: dict[str, str] = {}
-    for layer in prepared.model.layers:
-        units.setdefault(layer.group, []).append(layer.name)
-        roles[layer.group] = layer.role
-    dimensions = unit_dimensions(
-        units,
-        prepared.menu(),
-        sparsities=target_named(prepared.target).sparsities,
-        menus={unit: prepared.menu(role) for unit, role in roles.items()},
-    )
-    return Space(prepared.layers, dimensions, lambda config: prepared.cost(config).proxy_flops)
 
 
 def sensitivities_of(prepared: Prepared, space: Space, report: Reporter) -> Sensitivities:
