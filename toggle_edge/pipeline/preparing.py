@@ -20,7 +20,7 @@ from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluator
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.placement import chosen_device, use_threads
-from toggle_edge.probes import ProbeSplit, read_probes, split_probes
+from toggle_edge.probes import Probe, ProbeSplit, read_probes, split_probes
 from toggle_edge.profiles import Profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.sources import ProbeSource
@@ -106,16 +106,7 @@ def prepare(
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
-    bank = LayerBank(
-        model,
-        quantiser=profile.quantiser,
-        pruner=profile.pruner,
-        # Of the search's texts: the certificate's must stay unseen.
-        calibration=Calibration(
-            model, [probe.tokens for probe in probes.search], gram_bytes=gram_bytes(model.streamed)
-        ),
-        folder=cache_folder() / "layers",
-    )
+    bank = bank_of(model, probes.search, quantiser=profile.quantiser, pruner=profile.pruner)
     report("baseline", 1, 3, "search probes")
     kept = baselines_folder()
     evaluator = Evaluator(model, bank, probes.search, specification, folder=kept, target=target)
@@ -123,6 +114,19 @@ def prepare(
     certifier = Evaluator(model, bank, probes.certificate, specification, folder=kept, target=target)
     report("baseline", 3, 3, f"{counts.search} search + {counts.certificate} certificate probes")
     return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier, target)
+
+
+def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pruner: str) -> LayerBank:
+    """The model's layers, compressed by what they see on `probes`: the search's, for the certificate's stay unseen."""
+    return LayerBank(
+        model,
+        quantiser=quantiser,
+        pruner=pruner,
+        calibration=Calibration(
+            model, [probe.tokens for probe in probes], gram_bytes=gram_bytes(model.streamed)
+        ),
+        folder=cache_folder() / "layers",
+    )
 
 
 def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:
@@ -143,8 +147,8 @@ def _check_answers(specification: Mapping[str, ModeSpecification], probes: Probe
         )
 
 
-def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
-    """What a search over `prepared` is identified by in the store."""
+def identity_of(prepared: Prepared, seed: int, batch: int = 1) -> StudyIdentity:
+    """What a search over `prepared`, in batches of so many trials, is identified by in the store."""
     return StudyIdentity(
         model=prepared.model.folder.name,
         model_digest=prepared.model.digest,
@@ -158,4 +162,5 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         seed=seed,
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
+        batch=batch,
     )
