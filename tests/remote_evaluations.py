@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from search_problems import SPACE, bits_of, evaluate
@@ -26,6 +27,16 @@ Evaluated = tuple[Observation, Mapping[str, object]]
 def noted(config: Config, /) -> Evaluated:
     """Says in its payload which process it was."""
     return evaluate(config)[0], {"process": os.getpid()}
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Says in its payload what its order was in the process that it was sent to."""
+
+    order: list[int]
+
+    def __call__(self, config: Config, /) -> Evaluated:
+        return evaluate(config)[0], {"order": self.order, "process": os.getpid()}
 
 
 def deadly(config: Config, /) -> Evaluated:

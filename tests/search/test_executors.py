@@ -64,6 +64,18 @@ def test_workers_are_other_processes_and_results_come_in_order(whole: tuple[Tria
     assert not any(isinstance(worker, int) and alive(worker) for worker in workers)
 
 
+def test_what_changes_between_batches_reaches_the_workers() -> None:
+    order: list[int] = []
+    with LocalProcesses(2) as executor:
+        trials = study(Memory()).run(
+            remote.Ordered(order),
+            on_batch=lambda known: order.append(len(known)),
+            executor=executor,
+        )
+    assert [trial.payload["order"] for trial in trials] == [[0]] * BATCH + [[0, BATCH]] * (TRIALS - BATCH)
+    assert os.getpid() not in {trial.payload["process"] for trial in trials}
+
+
 def test_a_worker_that_is_killed_ends_the_search_and_it_goes_on_as_if_it_had_not(
     whole: tuple[Trial, ...],
 ) -> None:

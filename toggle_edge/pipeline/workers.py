@@ -7,7 +7,7 @@ left them, so that it computes the same numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.records import ModeSpecification
@@ -46,10 +46,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class WorkerEvaluate:
-    """Evaluates a config in whatever process it is called. `order` says which probes are read first."""
+    """Evaluates a config in whatever process it is called. `order` has every probe, those that are read first first."""
 
     recipe: Recipe
-    order: Sequence[int] = field(default_factory=list)
+    order: Sequence[int]
 
     def __call__(self, config: Config, /) -> tuple[Observation, Mapping[str, object]]:
         evaluator = _evaluator_of(self.recipe)
