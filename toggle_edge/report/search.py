@@ -82,6 +82,9 @@ def print_search(result: SearchResult, console: Console) -> None:
     console.print(_selection_table(result))
     if result.target == PAPER:
         console.print(_paper_table(result))
+    for mode, each in result.selected.items():
+        if each is not None and each.config.structure:
+            print_entry(console, "structure", f"{mode}: {each.config.structure.summary()}")
     uniform = result.cheapest_uniform
     if uniform is not None:
         print_entry(
