@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from toggle_runtime.records import BlockShape, ModelShape
 
 from toggle_edge.errors import ExportError
@@ -18,6 +20,7 @@ from toggle_edge.model.remaining import Anatomy, block_of, require_fits
 from toggle_edge.structure import Kept, Structure
 
 _NODE = re.compile(r"/model/layers\.(\d+)/(\w+)/")
+_HEAD_NORM = re.compile(r"/model/layers\.(\d+)/attn/([qk])_norm/Reshape_2")
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
 
 
@@ -56,6 +59,9 @@ def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skel
         if block in groups
     }
     hidden = _rewire(graph, removed, anatomy.blocks)
+    _fit_head_norms(
+        graph, {block: (skeleton.heads[block], anatomy.kv_groups) for block in groups}, heads, groups
+    )
     for node, block in zip(
         (node for node in graph.node if node.op_type == "GroupQueryAttention"), heads, strict=True
     ):
@@ -120,6 +126,11 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
         else:
             nodes.append(node)
             if match[2] == "post_attention_layernorm":
+                if node.op_type != "SkipSimplifiedLayerNormalization":
+                    raise ExportError(
+                        f"export: {node.name} norms what attention adds alone; structures of such an architecture can "
+                        "be searched and checked, and not exported yet"
+                    )
                 node.input[0] = stream[0]
                 stream, before = list(norms[block + 1].input[:2]), block
     hidden[blocks - 1] = norms[blocks].output[0]
@@ -128,6 +139,30 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     return hidden
+
+
+def _fit_head_norms(
+    graph: onnx.GraphProto,
+    before: Mapping[int, tuple[int, int]],
+    heads: Mapping[int, int],
+    groups: Mapping[int, int],
+) -> None:
+    """Where queries and keys are normed by head, the graph says how wide all heads are together."""
+    widths = {
+        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+        for node in graph.node
+        if node.op_type == "Constant"
+    }
+    for node in graph.node:
+        match = _HEAD_NORM.fullmatch(node.name)
+        if match is None:
+            continue
+        block = int(match[1])
+        place, now = (0, heads[block]) if match[2] == "q" else (1, groups[block])
+        *outer, width = widths[node.input[1]].tolist()
+        shape = np.array([*outer, width // before[block][place] * now])
+        node.input[1] = f"{node.name}/shape"
+        graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
 
 
 def _norm_before(node: onnx.NodeProto, blocks: int) -> int | None:

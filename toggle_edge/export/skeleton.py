@@ -21,14 +21,18 @@ from typing import Any
 import onnx
 
 from toggle_edge.errors import ExportError
+from toggle_edge.export.corrections import correct, last_norm
 from toggle_edge.model.layers import EMBEDDING, HEAD
 from toggle_edge.model.load import LanguageModel
 
 HEAD_SIZE_STEP = 16
 """GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
 
-ARCHITECTURES = ("llama",)
+ARCHITECTURES = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Those whose fused graph we know how to put our weights into."""
+
+PACKED = ("phi3",)
+"""Those in which q, k and v are one matrix."""
 
 _BUILDER = """
 import runpy, sys
@@ -69,8 +73,9 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
         )
     folder = cache / model.digest[:16]
     if not (folder / "model.onnx").is_file():
-        _run_builder(model.folder, folder)
+        _run_builder(model.folder, folder, packed=config.model_type in PACKED)
     graph = onnx.load(folder / "model.onnx")
+    correct(graph.graph, model.module)
     tied = not any(layer.name == HEAD for layer in model.layers)
     weights = {}
     for initializer in graph.graph.initializer:
@@ -89,8 +94,6 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
         for attribute in node.attribute
         if attribute.name == "num_heads"
     )
-    end = next(node.output[0] for node in graph.graph.node if "final_norm" in node.name)
-    _head_reads(graph.graph, end)
     # The norm before the next block adds the block's output to what skips it, and hands that sum on.
     sums = {node.output[0]: node.output[3] for node in graph.graph.node if len(node.output) == 4}
     between = [
@@ -101,11 +104,11 @@ def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
             f"graph of {model.folder}: expected hidden states between {model.shape.layers} blocks, found "
             f"{len(between) - between.count(None)}"
         )
-    hidden = dict(enumerate((*(name for name in between if name), end)))
+    hidden = dict(enumerate((*(name for name in between if name), last_norm(graph.graph))))
     return Skeleton(graph, weights, hidden, dict.fromkeys(range(model.shape.layers), heads))
 
 
-def _run_builder(source: Path, destination: Path) -> None:
+def _run_builder(source: Path, destination: Path, *, packed: bool) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".skeleton-", dir=destination.parent))
     try:
@@ -113,7 +116,7 @@ def _run_builder(source: Path, destination: Path) -> None:
         # It ends when we do, so that a killed export leaves nobody who writes on.
         command = [sys.executable, "-W", "ignore", "-c", _BUILDER, str(os.getpid())]
         command += ["-i", str(source), "-o", str(partial / "graph"), "-p", "fp32", "-e", "cpu"]
-        command += ["-c", str(partial / "hub"), "--extra_options", "fuse_qkv=false"]
+        command += ["-c", str(partial / "hub"), "--extra_options", f"fuse_qkv={str(packed).lower()}"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=3600, check=False
@@ -127,22 +130,6 @@ def _run_builder(source: Path, destination: Path) -> None:
         (partial / "graph").rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _head_reads(graph: onnx.GraphProto, end: str) -> None:
-    """Make the head read the hidden states after the final norm.
-
-    The builder takes any Linear with as many outputs as the vocabulary for the head, so in a model whose MLP is
-    as wide as its vocabulary it wires the head to the first block's gate projection. Its weights are replaced
-    anyway; its place and its input are put right here.
-    """
-    index, head = next((i, node) for i, node in enumerate(graph.node) if "logits" in node.output)
-    if head.input[0] != end:
-        moved = onnx.NodeProto()
-        moved.CopyFrom(head)
-        moved.input[0] = end
-        del graph.node[index]
-        graph.node.append(moved)
 
 
 def _layer_of(initializer: str, *, tied: bool) -> str | None:
