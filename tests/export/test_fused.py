@@ -16,9 +16,9 @@ from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape
+from toggle_edge.export.graphs import GRAPHS
 from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.parity import TOLERANCE, check_parity
-from toggle_edge.export.skeleton import ARCHITECTURES
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.structure import Structure
 
@@ -26,8 +26,12 @@ TOKENS = np.random.default_rng(0).integers(3, 500, 40).tolist()
 MENU = ("int4-g16", "int8-g32", "int4-g32-asym", "fp16", "int2-g16")
 # Heads of 16, as the fused kernel takes; windows are shorter than the texts.
 SIZES = {"head_dim": 16, "num_hidden_layers": 3}
-OWN = {"phi3": {"original_max_position_embeddings": 128, "hidden_size": 64}, "qwen2": {"hidden_size": 64}}
-KINDS = ("gemma", "gemma2", "mistral", "phi3", "qwen2", "qwen3")
+OWN = {
+    "phi3": {"original_max_position_embeddings": 128, "hidden_size": 64},
+    "qwen2": {"hidden_size": 64},
+    "gpt2": {"hidden_size": 64},
+}
+KINDS = ("gemma", "gemma2", "gpt2", "mistral", "phi3", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -53,7 +57,7 @@ def mixed(model: LanguageModel, structure: Structure) -> Config:
 
 
 def test_all_but_llama_are_here() -> None:
-    assert set(KINDS) == set(ARCHITECTURES) - {"llama"}  # Llama has a file of its own
+    assert set(KINDS) == set(GRAPHS) - {"llama"}  # Llama has a file of its own
 
 
 def test_parity_bytes_and_signals(model: LanguageModel, skeleton: Skeleton, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from toggle_edge.model.remaining import Anatomy, block_of, require_fits
 from toggle_edge.structure import Kept, Structure
 
 _NODE = re.compile(r"/model/layers\.(\d+)/(\w+)/")
+_SUMMING = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 _HEAD_NORM = re.compile(r"/model/layers\.(\d+)/attn/([qk])_norm/Reshape_2")
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
 
@@ -126,7 +128,7 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
         else:
             nodes.append(node)
             if match[2] == "post_attention_layernorm":
-                if node.op_type != "SkipSimplifiedLayerNormalization":
+                if node.op_type not in _SUMMING:
                     raise ExportError(
                         f"export: {node.name} norms what attention adds alone; structures of such an architecture can "
                         "be searched and checked, and not exported yet"
@@ -174,22 +176,20 @@ def _norm_before(node: onnx.NodeProto, blocks: int) -> int | None:
 
 
 def _norm(node: onnx.NodeProto, stream: list[str]) -> onnx.NodeProto:
-    """The norm of a stream of one tensor or of the sum of two."""
-    weight = node.input[-1]
+    """The norm of a stream of one tensor or of the sum of two, with the weights, and biases, that it has."""
+    summing = node.op_type in _SUMMING
+    weights = list(node.input[2 if summing else 1 :])
+    simplified = len(weights) == 1
     (epsilon,) = (each.f for each in node.attribute if each.name == "epsilon")
     if len(stream) == 1:
+        kind = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
+        extra: dict[str, Any] = {"stash_type": 1} if simplified else {}
         return helper.make_node(
-            "SimplifiedLayerNormalization",
-            [stream[0], weight],
-            [node.output[0]],
-            name=node.name,
-            epsilon=epsilon,
-            axis=-1,
-            stash_type=1,
+            kind, [*stream, *weights], [node.output[0]], name=node.name, epsilon=epsilon, axis=-1, **extra
         )
     return helper.make_node(
-        "SkipSimplifiedLayerNormalization",
-        [*stream, weight],
+        _SUMMING[0] if simplified else _SUMMING[1],
+        [*stream, *weights],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
