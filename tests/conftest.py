@@ -28,7 +28,8 @@ from transformers import (  # noqa: E402
 )
 
 from toggle_edge.compress.bank import LayerBank  # noqa: E402
-from toggle_edge.export.skeleton import Skeleton, build_skeleton  # noqa: E402
+from toggle_edge.export.graphs import build_skeleton  # noqa: E402
+from toggle_edge.export.skeleton import Skeleton  # noqa: E402
 from toggle_edge.model.load import LanguageModel, load_model  # noqa: E402
 from toggle_edge.probes import Probe, load_probes  # noqa: E402
 

@@ -39,7 +39,7 @@ def test_default_profile():
     }
     assert profile.default_mode == "optimal"
     assert profile.formats == ("int2-g64", "int4-g32", "int8-g64", "fp16")
-    assert profile.probes == ProbeCounts(59, 59, 32)
+    assert profile.probes == ProbeCounts(59, 59, 32, selection=118)
     assert profile.budget == {}
 
 

@@ -22,7 +22,7 @@ from toggle_runtime.records import (
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import StoreError, StudyError
 from toggle_edge.search.trial import Observation, Trial
-from toggle_edge.store import Store, StoredStudy, StudyIdentity, database, open_store
+from toggle_edge.store import Store, StoredReading, StoredStudy, StudyIdentity, database, open_store
 from toggle_edge.store.migrations import MIGRATIONS
 from toggle_edge.store.rows import measurement_row, trial_row
 from toggle_edge.store.tables import SCHEMA_VERSION
@@ -342,6 +342,27 @@ def schema(url: str) -> dict[str, object]:
     }
     engine.dispose()
     return tables
+
+
+def test_readings_are_kept_and_never_contradicted(url: str) -> None:
+    config, other = (Config.uniform(LAYERS, Format(bits, 32)) for bits in (4, 8))
+    with open_store(url) as store:
+        readings = store.readings(opened(store).id)
+        assert readings.find(config, 20) is None
+        for found in (
+            StoredReading({"strict": 20, "relaxed": 19}, 20, 97.5),
+            StoredReading({"strict": 1}, 40, None),
+        ):
+            readings.record(config, found)
+            readings.record(config, found)
+            assert readings.find(config, found.probes) == found
+        assert readings.find(other, 20) is None
+        with pytest.raises(StoreError, match="satisfied"):
+            readings.record(config, StoredReading({"strict": 19, "relaxed": 19}, 20, 97.5))
+        with pytest.raises(StoreError):
+            store.readings(99).record(config, StoredReading({"strict": 1}, 20, None))
+    with open_store(url) as store:
+        assert store.readings(opened(store).id).find(config, 20) is not None
 
 
 def test_a_store_of_the_first_release_is_brought_up_to_date(url: str, tmp_path: Path) -> None:

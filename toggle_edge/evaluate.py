@@ -77,10 +77,10 @@ class Evaluator:
             model, probes, folder, free_running="departure" in signals_read(specification)
         )
 
-    def traces(self, config: Config) -> list[Trace]:
-        """The config's signals on every probe. Raises ConfigError when it does not fit the model."""
+    def traces(self, config: Config, part: slice = slice(None)) -> list[Trace]:
+        """The config's signals on every probe, or on part of them. Raises ConfigError when it does not fit."""
         kept = self._bank.kept(config.structure)
-        return traces_of(self._bank.assemble(config), self._probes, self.baseline, kept)
+        return traces_of(self._bank.assemble(config), self._probes[part], self.baseline[part], kept)
 
     def evaluate(self, config: Config, order: Sequence[int] | None = None) -> Evaluation:
         """Judge one config; with an `order` of the probes, by number, only until it is refuted.

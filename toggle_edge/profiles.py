@@ -64,6 +64,8 @@ class Mode:
 class ProbeCounts:
     """How many probes search and certificate use, and the fewest steps that each must have.
 
+    Each mode's winner is chosen on at most `selection` further probes, 0 being none of its own: then the search's
+    choose.
     Of each certificate probe's baseline a device is sent at most `probe_bytes` bytes: the `distribution_ids` most
     likely tokens of a step and the `attention_ids` largest weights of an attention row, or fewer where fewer do.
     Free texts are cut to `max_tokens`. `data` are the sources that are used when the command names none, as
@@ -73,6 +75,7 @@ class ProbeCounts:
     search: int
     certificate: int
     min_steps: int
+    selection: int = 0
     probe_bytes: int = 8 * 2**20
     distribution_ids: int = 1024
     attention_ids: int = 512
@@ -219,13 +222,16 @@ def _probe_counts(table: _Table) -> ProbeCounts:
     optional = {
         field.name: table.count(field.name)
         for field in dataclasses.fields(ProbeCounts)
-        if field.default is not dataclasses.MISSING and field.name in table.data and field.name != "data"
+        if field.default is not dataclasses.MISSING
+        and field.name in table.data
+        and field.name not in ("data", "selection")
     }
     for key in ("distribution_ids", "attention_ids"):
         if optional.get(key, 1) > MOST_IDS:
             raise table.error(key, f"expected a whole number from 1 to {MOST_IDS}, got {optional[key]}")
     counts = ProbeCounts(table.count("search"), table.count("certificate"), table.count("min_steps"))
-    counts = dataclasses.replace(counts, **optional, data=_data(table))
+    selection = table.count("selection", least=0) if "selection" in table.data else 2 * counts.certificate
+    counts = dataclasses.replace(counts, **{**optional, "selection": selection}, data=_data(table))
     if counts.max_tokens < counts.min_steps + 2:
         raise table.error(
             "max_tokens",
@@ -421,10 +427,10 @@ class _Table:
             raise self.error(key, f"expected a number from {least:g} to {most:g}, got {value!r}")
         return number
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, least: int = 1) -> int:
         value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, f"expected a whole number >= 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(key, f"expected a whole number >= {least}, got {value!r}")
         return value
 
 

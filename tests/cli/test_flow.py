@@ -60,6 +60,8 @@ def test_a_search_names_what_each_mode_selects(folder: Path, search: dict[str, A
     chosen = search["selected"]["relaxed"]
     assert chosen["config_digest"] == search["trials"][chosen["trial"]]["config_digest"]
     assert chosen["coverage"]["probes"] == 4
+    assert 0 < chosen["selection"]["probes"] <= 8
+    assert chosen["uniform"]["of_equal_size"]["index"] in range(TRIALS)
     assert {verdict["property"] for verdict in chosen["verdicts"]} >= {"coherence", "factual_accuracy"}
 
 
@@ -67,7 +69,7 @@ def test_the_same_command_goes_on_and_a_longer_one_adds_to_it(folder: Path, sear
     again = run(folder, "search", MODEL, "--profile", "few.toml", "--trials", TRIALS + 1, "--resume")
     assert again.returncode in (0, 1), again.stderr
     assert f"{TRIALS + 1} trials" in again.stdout
-    assert "what each mode selects, judged again on probes that the search did not see" in again.stdout
+    assert "what each mode selects; the percentage is the chance to hold on fresh probes" in again.stdout
     assert f"search       {TRIALS + 1}/{TRIALS + 1}" in again.stderr
     assert "sensitivity" not in again.stderr, "it is recorded, not computed again"
     assert all(len(line) <= 100 for line in again.stdout.splitlines())

@@ -22,8 +22,8 @@ from toggle_runtime.records import Manifest, digest_of, to_json
 from toggle_edge.bundle import MANIFEST, Bundle, read_bundle
 from toggle_edge.config import Config, Format
 from toggle_edge.export.canary import canary_of
+from toggle_edge.export.graphs import build_skeleton
 from toggle_edge.export.parity import with_accuracy_level
-from toggle_edge.export.skeleton import build_skeleton
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.model.load import LanguageModel

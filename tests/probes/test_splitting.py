@@ -39,6 +39,22 @@ def test_sides_are_disjoint_and_do_not_depend_on_order_or_additions() -> None:
     assert not {p.text for p in split.search} & {p.text for p in grown.certificate}
 
 
+def test_selection_probes_are_like_no_other_and_at_most_so_many() -> None:
+    texts = [" ".join(random.Random(i).choices(WORDS, k=24)) for i in range(60)]
+    twins = [text + " once more" for text in texts]
+    plain = split_probes(probes_of([*texts, *twins]), search=8, certificate=8)
+    split = split_probes(probes_of([*texts, *twins]), search=8, certificate=8, selection=500)
+    assert (split.search, split.certificate) == (plain.search, plain.certificate)
+    assert split.digest != plain.digest
+    assert 5 < len(split.selection) < 30
+    sides = [*split.search, *split.certificate, *split.selection]
+    for first, second in itertools.combinations(sides, 2):
+        if second in split.selection:
+            assert similarity(first.text, second.text) < NEAR
+    few = split_probes(probes_of([*texts, *twins]), search=8, certificate=8, selection=5)
+    assert few.selection == split.selection[:5]
+
+
 def test_too_few_probes_are_refused() -> None:
     with pytest.raises(ProbeError, match="expected at least 50 for the"):
         split_probes(numbered(60), search=50, certificate=50)

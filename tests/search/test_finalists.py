@@ -29,9 +29,13 @@ def test_a_mode_selects_its_cheapest_feasible_trial() -> None:
     assert [t.index for t in predicted_front(trials)] == [1, 4]
 
 
+def selected(trials: list[Trial]) -> dict[str, Trial | None]:
+    return {mode: predicted_selection(trials, mode) for mode in MODES}
+
+
 def test_finalists_hold_every_modes_choice_cheapest_first() -> None:
     trials = [trial(i, 10.0 - i, 100.0 - i, strict=i < 5, relaxed=True) for i in range(10)]
-    chosen = finalists(trials, MODES, 4)
+    chosen = finalists(trials, selected(trials), 4)
     assert len(chosen) == 4
     assert {4, 9} <= {t.index for t in chosen}
     costs = [t.observation.proxy_flops for t in chosen]
@@ -40,9 +44,9 @@ def test_finalists_hold_every_modes_choice_cheapest_first() -> None:
 
 def test_where_too_few_are_feasible_the_least_violated_fill_up() -> None:
     trials = [trial(i, 1.0 + i, 50.0, strict=False, relaxed=False) for i in range(6)]
-    assert [t.index for t in finalists(trials, MODES, 3)] == [0, 1, 2]
+    assert [t.index for t in finalists(trials, selected(trials), 3)] == [0, 1, 2]
 
 
 def test_fewer_trials_than_asked_for_are_all_finalists() -> None:
     trials = [trial(i, 1.0 + i, 90.0 + i, strict=True, relaxed=True) for i in range(2)]
-    assert len(finalists(trials, MODES, 5)) == 2
+    assert len(finalists(trials, selected(trials), 5)) == 2

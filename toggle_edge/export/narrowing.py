@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from toggle_runtime.records import BlockShape, ModelShape
 
 from toggle_edge.errors import ExportError
@@ -18,6 +21,11 @@ from toggle_edge.model.remaining import Anatomy, block_of, require_fits
 from toggle_edge.structure import Kept, Structure
 
 _NODE = re.compile(r"/model/layers\.(\d+)/(\w+)/")
+SANDWICHED = ("gemma2",)
+"""Architectures with a norm after attention too, so that the stream between blocks is no pair of tensors."""
+
+_SUMMING = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
+_HEAD_NORM = re.compile(r"/model/layers\.(\d+)/attn/([qk])_norm/Reshape_2")
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
 
 
@@ -27,10 +35,15 @@ def narrowed_shape(shape: ModelShape, kept: Kept) -> ModelShape:
     return dataclasses.replace(shape, kept=blocks)
 
 
-def narrows(anatomy: Anatomy) -> tuple[bool, bool]:
-    """Whether a graph may lose kv groups, and channels: not where the matrices that become narrower have biases."""
+def biased(anatomy: Anatomy) -> frozenset[str]:
+    """Of `kv_groups` and `channels`, those of which matrices with biases would have to lose some."""
     blocks = anatomy.unlayered.blocks
-    return not any(by_group for _, by_group, _ in blocks), not any(by_channel for *_, by_channel in blocks)
+    groups = any(by_group for _, by_group, _ in blocks)
+    return frozenset(
+        name
+        for name, there in (("kv_groups", groups), ("channels", any(inner for *_, inner in blocks)))
+        if there
+    )
 
 
 def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skeleton:
@@ -62,6 +75,9 @@ def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skel
         if block in groups
     }
     hidden = _rewire(graph, removed, anatomy.blocks)
+    _fit_head_norms(
+        graph, {block: (skeleton.heads[block], anatomy.kv_groups) for block in groups}, heads, groups
+    )
     for node, block in zip(
         (node for node in graph.node if node.op_type == "GroupQueryAttention"), heads, strict=True
     ):
@@ -126,6 +142,11 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
         else:
             nodes.append(node)
             if match[2] == "post_attention_layernorm":
+                if node.op_type not in _SUMMING:
+                    raise ExportError(
+                        f"export: {node.name} norms what attention adds alone; structures of such an architecture can "
+                        "be searched and checked, and not exported yet"
+                    )
                 node.input[0] = stream[0]
                 stream, before = list(norms[block + 1].input[:2]), block
     hidden[blocks - 1] = norms[blocks].output[0]
@@ -134,6 +155,30 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     return hidden
+
+
+def _fit_head_norms(
+    graph: onnx.GraphProto,
+    before: Mapping[int, tuple[int, int]],
+    heads: Mapping[int, int],
+    groups: Mapping[int, int],
+) -> None:
+    """Where queries and keys are normed by head, the graph says how wide all heads are together."""
+    widths = {
+        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+        for node in graph.node
+        if node.op_type == "Constant"
+    }
+    for node in graph.node:
+        match = _HEAD_NORM.fullmatch(node.name)
+        if match is None:
+            continue
+        block = int(match[1])
+        place, now = (0, heads[block]) if match[2] == "q" else (1, groups[block])
+        *outer, width = widths[node.input[1]].tolist()
+        shape = np.array([*outer, width // before[block][place] * now])
+        node.input[1] = f"{node.name}/shape"
+        graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
 
 
 def _norm_before(node: onnx.NodeProto, blocks: int) -> int | None:
@@ -145,22 +190,20 @@ def _norm_before(node: onnx.NodeProto, blocks: int) -> int | None:
 
 
 def _norm(node: onnx.NodeProto, stream: list[str]) -> onnx.NodeProto:
-    """The norm of a stream of one tensor or of the sum of two."""
-    weight = node.input[-1]
+    """The norm of a stream of one tensor or of the sum of two, with the weights, and biases, that it has."""
+    summing = node.op_type in _SUMMING
+    weights = list(node.input[2 if summing else 1 :])
+    simplified = len(weights) == 1
     (epsilon,) = (each.f for each in node.attribute if each.name == "epsilon")
     if len(stream) == 1:
+        kind = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
+        extra: dict[str, Any] = {"stash_type": 1} if simplified else {}
         return helper.make_node(
-            "SimplifiedLayerNormalization",
-            [stream[0], weight],
-            [node.output[0]],
-            name=node.name,
-            epsilon=epsilon,
-            axis=-1,
-            stash_type=1,
+            kind, [*stream, *weights], [node.output[0]], name=node.name, epsilon=epsilon, axis=-1, **extra
         )
     return helper.make_node(
-        "SkipSimplifiedLayerNormalization",
-        [*stream, weight],
+        _SUMMING[0] if simplified else _SUMMING[1],
+        [*stream, *weights],
         list(node.output),
         name=node.name,
         domain="com.microsoft",

@@ -18,6 +18,7 @@ from toggle_edge.export import build_skeleton
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, load_device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
+from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import demo_folder
 from toggle_edge.pipeline.judging import Judged, judge_run
 from toggle_edge.pipeline.packing import Exported, export, write_probes
@@ -74,7 +75,9 @@ def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
                 max_trials=options.trials,
                 report=report,
             )
-            chosen = finalists(trials, tuple(prepared.specification), options.candidates)
+            confirmations = confirmed(prepared, trials, store, stored.id, report)
+            selected = {mode: each.trial if each else None for mode, each in confirmations.items()}
+            chosen = finalists(trials, selected, options.candidates)
             exported = _export_all(prepared, chosen, work, report)
             with this_machine(work, local=options.local, report=report) as device:
                 judged = _run_all(prepared, exported, device, options.plan, work, store, stored.id, report)
@@ -83,6 +86,7 @@ def run_demo(options: DemoOptions, report: Reporter) -> LoopResult:
         device,
         stored.name,
         trials,
+        selected,
         chosen,
         exported,
         judged,

@@ -12,12 +12,12 @@ from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
+from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.packing import export, write_probes
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.report.export import ExportResult
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.signing import signing_key
 from toggle_edge.store import DEFAULT_URL, Store, open_store
 from toggle_edge.workspace import naming_errors
@@ -91,13 +91,14 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
     store.open_study(study.name, identity_of(prepared, study.seed, study.batch))
     trials = store.ledger(study.id).trials()
     if options.mode is not None:
-        selected = predicted_selection(trials, known_mode(options.mode, prepared.specification))
+        mode = known_mode(options.mode, prepared.specification)
+        selected = confirmed(prepared, trials, store, study.id, report, modes=[mode])[mode]
         if selected is None:
             raise ConfigError(
                 f"study {study.name!r}: none of its {len(trials)} trials is feasible in mode {options.mode}; "
                 "search on with more --trials"
             )
-        return prepared, selected.config, selected.index
+        return prepared, selected.trial.config, selected.trial.index
     for trial in trials:
         if trial.index == options.trial:
             return prepared, trial.config, trial.index

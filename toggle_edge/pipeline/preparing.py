@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from toggle_runtime.records import (
@@ -21,7 +22,7 @@ from toggle_edge.evaluate import Evaluator
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.placement import chosen_device, use_threads
 from toggle_edge.probes import Probe, ProbeSplit, read_probes, split_probes
-from toggle_edge.profiles import Profile
+from toggle_edge.profiles import ProbeCounts, Profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
@@ -34,7 +35,8 @@ DEFAULT_TARGET = "onnx-cpu"
 class Prepared:
     """A model under a contract, with its baseline: what every later stage starts from.
 
-    `evaluator` judges on the search probes, `certifier` on the certificate probes, which the search never sees.
+    `evaluator` judges on the search probes, `certifier` on the certificate probes, which the search never sees;
+    `selector` on the selection probes, whose baseline is computed when it is first asked for.
     """
 
     model: LanguageModel
@@ -46,6 +48,17 @@ class Prepared:
     evaluator: Evaluator
     certifier: Evaluator
     target: str = DEFAULT_TARGET
+
+    @cached_property
+    def selector(self) -> Evaluator:
+        return Evaluator(
+            self.model,
+            self.bank,
+            self.probes.selection,
+            self.specification,
+            folder=baselines_folder(),
+            target=self.target,
+        )
 
     def cost(self, config: Config) -> Cost:
         """What `config` costs on the target, by formula."""
@@ -102,7 +115,9 @@ def prepare(
         context_tokens=model.shape.context_tokens,
         max_tokens=counts.max_tokens,
     )
-    probes = split_probes(loaded.probes, search=counts.search, certificate=counts.certificate)
+    probes = split_probes(
+        loaded.probes, search=counts.search, certificate=counts.certificate, selection=counts.selection
+    )
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
@@ -112,7 +127,8 @@ def prepare(
     evaluator = Evaluator(model, bank, probes.search, specification, folder=kept, target=target)
     report("baseline", 2, 3, "certificate probes")
     certifier = Evaluator(model, bank, probes.certificate, specification, folder=kept, target=target)
-    report("baseline", 3, 3, f"{counts.search} search + {counts.certificate} certificate probes")
+    chosen = f"{len(probes.selection)}{_of_wanted(probes, counts)} selection"
+    report("baseline", 3, 3, f"{counts.search} search + {chosen} + {counts.certificate} certificate probes")
     return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier, target)
 
 
@@ -129,10 +145,14 @@ def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pr
     )
 
 
+def _of_wanted(probes: ProbeSplit, counts: ProbeCounts) -> str:
+    return "" if len(probes.selection) == counts.selection else f" of {counts.selection}"
+
+
 def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:
     """Refuse before hours of search what no candidate could satisfy: `factual` without an answer is UNSET."""
-    both = [*probes.search, *probes.certificate]
-    silent = [probe for probe in both if not probe.answer_steps]
+    every = [*probes.search, *probes.certificate, *probes.selection]
+    silent = [probe for probe in every if not probe.answer_steps]
     reading = [
         name
         for mode in specification.values()
@@ -141,9 +161,9 @@ def _check_answers(specification: Mapping[str, ModeSpecification], probes: Probe
     ]
     if silent and reading:
         raise ProbeError(
-            f"probes: property {reading[0]} reads factual, but {len(silent)} of {len(both)} probes have no answer; the "
-            f"first is {silent[0].origin}. Use --probes with answers (lambada, stories, truthfulqa, or jsonl and csv "
-            "that give them), or a profile without that property"
+            f"probes: property {reading[0]} reads factual, but {len(silent)} of {len(every)} probes have no answer; "
+            f"the first is {silent[0].origin}. Use --probes with answers (lambada, stories, truthfulqa, or jsonl and "
+            "csv that give them), or a profile without that property"
         )
 
 

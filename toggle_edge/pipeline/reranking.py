@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ def rerank(
     device: Device,
     study: str,
     trials: Sequence[Trial],
+    proposed: Mapping[str, Trial | None],
     chosen: Sequence[Trial],
     exported: Mapping[str, Exported],
     judged: Mapping[str, Judged],
@@ -47,6 +49,7 @@ def rerank(
 ) -> LoopResult:
     """Put prediction and measurement side by side, and let the measurement decide.
 
+    `proposed` is what each mode selects before anything is measured.
     `exported` and `judged` hold the baseline under `BASELINE_ID` and each of `chosen` under `candidate_id`.
     """
     modes = tuple(prepared.specification)
@@ -70,7 +73,7 @@ def rerank(
     ]
     budget = {**prepared.profile.budget, **budget_of(device)}
     selected = {mode: select(ran, mode, budget) for mode in modes}
-    predicted = {mode: _id_of(predicted_selection(trials, mode), by_id) for mode in modes}
+    predicted = {mode: _id_of(proposed[mode], by_id) for mode in modes}
     outcome, reason = _outcome(prepared.profile.default_mode, judged, selected)
     return LoopResult(
         outcome=outcome,
@@ -81,7 +84,7 @@ def rerank(
         conditions={**judged[BASELINE_ID].record.conditions, **judged[BASELINE_ID].record.environment},
         default_mode=prepared.profile.default_mode,
         trials=tuple(trial_row(prepared, trial) for trial in trials),
-        cheapest_uniform=cheapest_uniform(prepared, trials),
+        cheapest_uniform=cheapest_uniform(prepared, trials, prepared.profile.default_mode),
         baseline=rows[BASELINE_ID],
         candidates=candidates,
         predicted_front=_predicted_front(chosen),
@@ -111,11 +114,21 @@ def trial_row(prepared: Prepared, trial: Trial) -> TrialRow:
     )
 
 
-def cheapest_uniform(prepared: Prepared, trials: Sequence[Trial]) -> TrialRow | None:
-    """The cheapest trial with one format everywhere that is feasible in the default mode."""
-    uniform = [trial for trial in trials if is_uniform(trial.config)]
-    selected = predicted_selection(uniform, prepared.profile.default_mode)
+def cheapest_uniform(prepared: Prepared, trials: Sequence[Trial], mode: str) -> TrialRow | None:
+    """The cheapest trial with one format everywhere that is feasible in the mode, on the search probes."""
+    selected = predicted_selection([trial for trial in trials if is_uniform(trial.config)], mode)
     return trial_row(prepared, selected) if selected else None
+
+
+def uniform_of_size(prepared: Prepared, trials: Sequence[Trial], trial: Trial) -> TrialRow | None:
+    """The trial with one format everywhere whose proxy cost is nearest to that of `trial`."""
+    cost = math.log(trial.observation.proxy_flops)
+    nearest = min(
+        (each for each in trials if is_uniform(each.config)),
+        key=lambda each: abs(math.log(each.observation.proxy_flops) - cost),
+        default=None,
+    )
+    return trial_row(prepared, nearest) if nearest else None
 
 
 def _candidate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from toggle_edge.certify import Division, coverage_bound, of_selected
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
+from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
-from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
+from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row, uniform_of_size
 from toggle_edge.pipeline.spaces import require_bounds, space_note
 from toggle_edge.pipeline.trials import search, stored_sensitivities
 from toggle_edge.pipeline.workers import default_batch
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import Reporter
-from toggle_edge.report.search import SearchResult, Selected
+from toggle_edge.report.search import SearchResult, Selected, Selection
+from toggle_edge.search.confirmation import Confirmation
 from toggle_edge.search.diagnosis import Blocked, blocked
-from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, Store, open_store
 from toggle_edge.workspace import workspace
@@ -88,8 +89,8 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
             batch=batch,
             workers=workers,
         )
-        chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
-        selected = _selected(prepared, chosen, folder, report)
+        chosen = confirmed(prepared, trials, store, study.id, report)
+        selected = _selected(prepared, trials, chosen, folder, report)
     mode = prepared.profile.default_mode
     outcome, reason = _outcome(selected[mode], blocked(trials, mode, prepared.specification[mode].avgpp))
     return SearchResult(
@@ -99,7 +100,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         target=study.target,
         default_mode=mode,
         trials=tuple(trial_row(prepared, trial) for trial in trials),
-        cheapest_uniform=cheapest_uniform(prepared, trials),
+        cheapest_uniform=cheapest_uniform(prepared, trials, mode),
         selected=selected,
         seconds=time.monotonic() - started,
     )
@@ -111,24 +112,37 @@ def _batch_of(store: Store, name: str) -> int | None:
 
 
 def _selected(
-    prepared: Prepared, chosen: Mapping[str, Trial | None], folder: Path, report: Reporter
+    prepared: Prepared,
+    trials: Sequence[Trial],
+    chosen: Mapping[str, Confirmation | None],
+    folder: Path,
+    report: Reporter,
 ) -> dict[str, Selected | None]:
-    distinct = {trial.index: trial for trial in chosen.values() if trial is not None}
-    names = {mode: f"trial {trial.index}" for mode, trial in chosen.items() if trial is not None}
+    distinct = {each.trial.index: each.trial for each in chosen.values() if each is not None}
+    names = {mode: f"trial {each.trial.index}" for mode, each in chosen.items() if each is not None}
     division = of_selected(names, prepared.specification)
     judged: dict[int, Evaluation] = {}
     for trial in distinct.values():
         judged[trial.index] = prepared.certifier.evaluate(trial.config)
         report("certificate", len(judged), len(distinct), "the winners on probes that the search did not see")
     return {
-        mode: None if trial is None else _winner(prepared, mode, trial, judged[trial.index], folder, division)
-        for mode, trial in chosen.items()
+        mode: None
+        if each is None
+        else _winner(prepared, trials, mode, each, judged[each.trial.index], folder, division)
+        for mode, each in chosen.items()
     }
 
 
 def _winner(
-    prepared: Prepared, mode: str, trial: Trial, evaluation: Evaluation, folder: Path, division: Division
+    prepared: Prepared,
+    trials: Sequence[Trial],
+    mode: str,
+    chosen: Confirmation,
+    evaluation: Evaluation,
+    folder: Path,
+    division: Division,
 ) -> Selected:
+    trial = chosen.trial
     path = folder / f"trial-{trial.index}.json"
     path.write_text(json.dumps(trial.config.to_json(), indent=1) + "\n", encoding="utf-8")
     verdict = evaluation.modes[mode]
@@ -143,6 +157,11 @@ def _winner(
         bound=coverage_bound(mode, verdict.coverage, division),
         avgpp=evaluation.avgpp,
         holds=evaluation.holds(mode, prepared.specification),
+        selection=Selection(
+            chosen.reading.satisfied, chosen.reading.probes, chosen.chance, confirmed=chosen.confirmed
+        ),
+        cheapest_uniform=cheapest_uniform(prepared, trials, mode),
+        uniform_of_size=uniform_of_size(prepared, trials, trial),
     )
 
 
@@ -150,8 +169,10 @@ def _outcome(selected: Selected | None, why: Blocked | None) -> tuple[str, str |
     if why is not None:
         return FAIL, f"no trial is feasible. {why.message}; or more --trials"
     if selected is not None and not selected.holds:
+        seen = selected.selection
+        told = f", and on {seen.satisfied} of {seen.probes} selection probes" if seen.probes else ""
         return FAIL, (
-            f"trial {selected.trial.index} held on the search probes, and does not on the certificate probes; "
+            f"trial {selected.trial.index} held on the search probes{told}; it does not on the certificate probes: "
             "more --trials may find one that does"
         )
     return PASS, None

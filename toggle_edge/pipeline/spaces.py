@@ -13,7 +13,7 @@ from typing import Any
 from toggle_edge.compress.structure import structure_menu
 from toggle_edge.config import Format
 from toggle_edge.errors import ConfigError
-from toggle_edge.export import EXPORTERS, narrows, why_not
+from toggle_edge.export import EXPORTERS, why_not
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.remaining import Anatomy, block_of
 from toggle_edge.pipeline.preparing import Prepared
@@ -153,20 +153,17 @@ def _obstacles(model: LanguageModel, profile: Profile) -> dict[str, str]:
         module: Any = model.module
         kind = module.config.get_text_config().model_type
         return dict.fromkeys(every, f"how heads and channels lie in the matrices of {kind!r} is not known")
-    if (why := why_not(model)) is not None:
-        return dict.fromkeys(every, f"it could not be exported: {why}")
-    return dict(_lacking(anatomy, profile.bounds.keep))
+    refused = {part: why for part in every if (why := why_not(model, part)) is not None}
+    unexported = {part: f"it could not be exported then: {why}" for part, why in refused.items()}
+    return dict(_lacking(anatomy, profile.bounds.keep)) | unexported
 
 
 def _lacking(anatomy: Anatomy, keep: tuple[float, ...]) -> Iterator[tuple[str, str]]:
-    counts, (groups, channels) = _counts(anatomy, keep), narrows(anatomy)
     if anatomy.blocks == 1:
         yield BLOCKS, "it has one block"
-    for part, may in ((KV_GROUPS, groups), (CHANNELS, channels)):
-        if not counts[part]:
+    for part, counts in _counts(anatomy, keep).items():
+        if not counts:
             yield part, "no share of search.keep is less than all of them, rounded"
-        elif not may:
-            yield part, "it could not be exported: its matrices have biases"
 
 
 def _by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
-"""The two sides: the search sees one, certificates are made on the other, and no text is nearly on both.
+"""The sides: the search sees one, certificates are made on the other, and no text is nearly on both.
 
 The split goes by content hash, so it does not depend on the file's order, and a probe never changes sides when lines
-are added.
+are added. Selection probes are of the search's side: they choose among its trials, and certificates must see neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ __all__ = ["ProbeSplit", "sides_of", "split_probes"]
 
 @dataclass(frozen=True, slots=True)
 class ProbeSplit:
-    """Disjoint probes: the search sees `search` only, the certificate is made on `certificate` only.
+    """Disjoint probes: trials are judged on `search`, the choice among them on `selection`, certificates on
+    `certificate`.
 
     `near_duplicates` were dropped of all probes to keep it so.
     """
@@ -27,18 +28,19 @@ class ProbeSplit:
     search: tuple[Probe, ...]
     certificate: tuple[Probe, ...]
     near_duplicates: int = 0
+    selection: tuple[Probe, ...] = ()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of both sides' tokens and answer steps."""
-        both = "\n".join(probes_to_json(side) for side in (self.search, self.certificate))
-        return hashlib.sha256(both.encode()).hexdigest()
+        """SHA-256 of all sides' tokens and answer steps."""
+        sides = (self.search, self.certificate, self.selection)
+        return hashlib.sha256("\n".join(map(probes_to_json, sides)).encode()).hexdigest()
 
 
-def split_probes(probes: Sequence[Probe], *, search: int, certificate: int) -> ProbeSplit:
-    """The first so many of each side, in the order of their hashes.
+def split_probes(probes: Sequence[Probe], *, search: int, certificate: int, selection: int = 0) -> ProbeSplit:
+    """The first so many of each side, in the order of their hashes; of the search's, then at most `selection` more.
 
-    Raises ProbeError when either side would have fewer probes than asked for.
+    Raises ProbeError when search or certificate would have fewer probes than asked for.
     """
     seen, judges = sides_of(probes)
     dropped = len(probes) - len(seen) - len(judges)
@@ -49,7 +51,8 @@ def split_probes(probes: Sequence[Probe], *, search: int, certificate: int) -> P
                 f"got {len(side)} of {len(probes)} ({dropped} near-duplicates dropped); "
                 "add probes, or ask for fewer in the profile"
             )
-    return ProbeSplit(tuple(seen[:search]), tuple(judges[:certificate]), dropped)
+    others = _unlike(seen[:search], seen[search:], selection)
+    return ProbeSplit(tuple(seen[:search]), tuple(judges[:certificate]), dropped, others)
 
 
 def sides_of(probes: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
@@ -71,6 +74,21 @@ def sides_of(probes: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
             judges.append(probe)
     # Near any that may be drawn, not only those drawn now: a larger certificate never meets what a search has seen.
     return [probe for probe in sides[0] if not drawn.near(shingles(probe.text))], judges
+
+
+def _unlike(known: Sequence[Probe], others: Sequence[Probe], most: int) -> tuple[Probe, ...]:
+    """The first of `others`, at most so many, that are no near-duplicates of `known` or of each other."""
+    drawn, kept = NearTexts(), list[Probe]()
+    for probe in known:
+        drawn.add(shingles(probe.text))
+    for probe in others:
+        if len(kept) == most:
+            break
+        runs = shingles(probe.text)
+        if not drawn.near(runs):
+            drawn.add(runs)
+            kept.append(probe)
+    return tuple(kept)
 
 
 def _content_hash(probe: Probe) -> str:

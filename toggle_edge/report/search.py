@@ -23,11 +23,23 @@ from toggle_edge.targets import PAPER
 
 
 @dataclass(frozen=True)
+class Selection:
+    """How a chosen trial did on the selection probes read, and the chance to hold on the certificate's; `confirmed`
+    where that is enough. No `probes` where there were none."""
+
+    satisfied: int
+    probes: int
+    chance: float
+    confirmed: bool
+
+
+@dataclass(frozen=True)
 class Selected:
     """What a mode selects: the trial, and the host's judgement of its config on the certificate probes.
 
     `holds` says whether the mode's coverage and AvgPP (percent) are reached there, too; `paper` has the figures that
-    TOGGLE's table prints.
+    TOGGLE's table prints. Beside it, of the configs with one format everywhere, the cheapest that is feasible in the
+    mode and the one nearest in proxy cost.
     """
 
     trial: TrialRow
@@ -39,6 +51,9 @@ class Selected:
     bound: CoverageBound
     avgpp: float | None
     holds: bool
+    selection: Selection
+    cheapest_uniform: TrialRow | None
+    uniform_of_size: TrialRow | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,6 @@ class SearchResult:
 
 def search_json(result: SearchResult) -> dict[str, object]:
     """The one object that `toggle-edge search --json` prints."""
-    uniform = result.cheapest_uniform
     return {
         "outcome": result.outcome,
         "reason": result.reason,
@@ -66,7 +80,7 @@ def search_json(result: SearchResult) -> dict[str, object]:
         "target": result.target,
         "mode": result.default_mode,
         "selected": {mode: _selected_json(chosen) for mode, chosen in result.selected.items()},
-        "uniform": {"cheapest_feasible": dataclasses.asdict(uniform) if uniform else None},
+        "uniform": {"cheapest_feasible": _row(result.cheapest_uniform)},
         "trials": [dataclasses.asdict(trial) for trial in result.trials],
         "seconds": round(result.seconds, 1),
     }
@@ -82,17 +96,11 @@ def print_search(result: SearchResult, console: Console) -> None:
     console.print(_selection_table(result))
     if result.target == PAPER:
         console.print(_paper_table(result))
-    for mode, each in result.selected.items():
-        if each is not None and each.config.structure:
-            print_entry(console, "structure", f"{mode}: {each.config.structure.summary()}")
-    uniform = result.cheapest_uniform
-    if uniform is not None:
-        print_entry(
-            console,
-            "uniform",
-            f"the cheapest config with one format everywhere that is feasible in {result.default_mode} is "
-            f"{uniform.formats}, with {uniform.proxy_flops_ratio:.2f}× fewer proxy FLOPs than fp16",
-        )
+    for mode, selected in result.selected.items():
+        if selected is not None:
+            print_entry(console, "uniform", f"{mode}: {_beside(selected, mode)}")
+        if selected is not None and selected.config.structure:
+            print_entry(console, "structure", f"{mode}: {selected.config.structure.summary()}")
     chosen = result.selected[result.default_mode]
     if chosen is not None:
         print_entry(console, "bound", chosen.bound.statement)
@@ -105,17 +113,43 @@ def print_search(result: SearchResult, console: Console) -> None:
         )
 
 
+def _beside(chosen: Selected, mode: str) -> str:
+    """What one format everywhere would do, in words."""
+    same, cheapest = chosen.uniform_of_size, chosen.cheapest_uniform
+    said = []
+    if same is not None:
+        verdict = "feasible" if same.feasible[mode] else "not feasible"
+        said.append(f"{same.formats} is nearest in cost ({same.proxy_flops_ratio:.2f}×) and {verdict}")
+    if cheapest is None:
+        said.append("no config with one format everywhere is feasible")
+    else:
+        share = cheapest.proxy_flops_ratio / chosen.trial.proxy_flops_ratio
+        said.append(
+            f"the cheapest feasible is {cheapest.formats} ({cheapest.proxy_flops_ratio:.2f}×): trial "
+            f"{chosen.trial.index} costs {share:.2f} of it"
+        )
+    return "; ".join(said)
+
+
+def _chosen_on(selection: Selection) -> str:
+    if not selection.probes:
+        return "no probes: unconfirmed"
+    unconfirmed = "" if selection.confirmed else ", unconfirmed"
+    return f"{selection.satisfied} of {selection.probes}, {100 * selection.chance:.0f} %{unconfirmed}"
+
+
 def _selection_table(result: SearchResult) -> Table:
-    title = "what each mode selects, judged again on probes that the search did not see"
+    title = "what each mode selects; the percentage is the chance to hold on fresh probes"
     table = Table(box=SIMPLE_HEAD, title=title, **TITLE)
     for heading in ("mode", "trial", "layers at\n2/4/8/16 bit"):
         table.add_column(heading, no_wrap=True)
     for heading in ("proxy", "AvgPP"):
         table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("on fresh probes", no_wrap=True)
+    table.add_column("on selection probes")
+    table.add_column("on fresh probes")
     for mode, chosen in result.selected.items():
         if chosen is None:
-            table.add_row(mode, "none", "", "", "", "no trial is feasible")
+            table.add_row(mode, "none", "", "", "", "", "no trial is feasible")
             continue
         coverage = chosen.verdict.coverage
         short = "" if chosen.holds else f", needs {coverage.required}"
@@ -126,6 +160,7 @@ def _selection_table(result: SearchResult) -> Table:
             "/".join(str(counts[bits]) for bits in (2, 4, 8, 16)),
             f"{chosen.trial.proxy_flops_ratio:.2f}×",
             number(chosen.avgpp, 2),
+            _chosen_on(chosen.selection),
             Text(
                 f"{chosen.verdict.verdict} {coverage.satisfied} of {coverage.probes}{short}",
                 style=STYLES[chosen.verdict.verdict],
@@ -179,4 +214,13 @@ def _selected_json(chosen: Selected | None) -> dict[str, object] | None:
         "verdicts": verdicts_json(chosen.verdict),
         "coverage": coverage_json(chosen.verdict, chosen.bound),
         "holds": chosen.holds,
+        "selection": dataclasses.asdict(chosen.selection),
+        "uniform": {
+            "cheapest_feasible": _row(chosen.cheapest_uniform),
+            "of_equal_size": _row(chosen.uniform_of_size),
+        },
     }
+
+
+def _row(trial: TrialRow | None) -> dict[str, object] | None:
+    return None if trial is None else dataclasses.asdict(trial)

@@ -96,9 +96,11 @@ def confirm(
     `read(config, n)` judges a config on the first n of the `probes` selection probes; asked for more of the same config
     it need not read the first ones again. `required` of the fresh ones must satisfy, and AvgPP must reach `target` on
     the selection probes. Returns all that were judged; the last is the only one that may be confirmed. Where none is,
-    the likeliest is the one to take, and to say so.
+    the likeliest is the one to take, and to say so. So few probes may be there that even one which satisfies all of
+    them is not confirmed; then nothing after it is judged, since it could not do better.
     """
     judged = []
+    attainable = holding_chance(probes, probes, required, fresh)
     for trial in finalists_of_mode(trials, mode, most):
         seen, likely = Reading(0, 0, None), 1.0
         count = min(FIRST_PROBES, probes)
@@ -109,7 +111,7 @@ def confirm(
         reached = seen.avgpp is not None and seen.avgpp >= target
         likely = likely if reached else 0.0
         judged.append(Confirmation(trial, seen, likely, seen.probes == probes and likely >= chance))
-        if judged[-1].confirmed:
+        if judged[-1].confirmed or likely >= attainable:
             break
     return judged
 

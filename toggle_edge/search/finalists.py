@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,17 +27,16 @@ def predicted_front(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(kept, key=lambda trial: (trial.observation.proxy_flops, trial.index))
 
 
-def finalists(trials: Sequence[Trial], modes: Sequence[str], count: int) -> list[Trial]:
+def finalists(trials: Sequence[Trial], selected: Mapping[str, Trial | None], count: int) -> list[Trial]:
     """At most `count` trials to export, cheapest first.
 
-    First what each mode would select, then trials evenly spread over the predicted front, so that the
+    First what each mode selects, then trials evenly spread over the predicted front, so that the
     measured front has more than one end; where too few are feasible, the least violated ones fill up.
     """
     chosen: dict[int, Trial] = {}
-    for mode in modes:
-        selected = predicted_selection(trials, mode)
-        if selected is not None:
-            chosen.setdefault(selected.index, selected)
+    for trial in selected.values():
+        if trial is not None:
+            chosen.setdefault(trial.index, trial)
     front = predicted_front(trials)
     if front:
         for position in np.linspace(0, len(front) - 1, num=count).round().astype(int):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from toggle_runtime.records import Manifest, Measurement, RunRecord
+from toggle_runtime.records import Manifest, Measurement, RecordError, RunRecord
 
 from toggle_edge.config import Config
-from toggle_edge.errors import StoreError
+from toggle_edge.errors import ConfigError, SearchError, StoreError
 from toggle_edge.search.trial import Observation, Trial
 
 
@@ -68,6 +70,15 @@ class StoredStudy:
     quantiser: str
     pruner: str
     batch: int
+
+
+@dataclass(frozen=True)
+class StoredReading:
+    """One config on the first `probes` selection probes: how many satisfy each mode, and their AvgPP in percent."""
+
+    satisfied: Mapping[str, int]
+    probes: int
+    avgpp: float | None
 
 
 @dataclass(frozen=True)
@@ -152,3 +163,17 @@ def measurement_of(row: sa.RowMapping) -> Measurement:
     """A row of `measurements`. Raises RecordError if its value and status do not fit."""
     ci95 = None if row["low"] is None else [row["low"], row["high"]]
     return Measurement(row["value"], row["unit"], row["method"], row["n"], ci95, row["status"], row["reason"])
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """What a row cannot be read for becomes a StoreError that says what to do."""
+    try:
+        yield
+    except (RecordError, ConfigError, SearchError) as exc:
+        raise StoreError(f"store: a stored {what} cannot be read: {exc}; restore a backup") from exc
+
+
+def now() -> str:
+    """The time as rows have it: ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -32,7 +32,7 @@ studies = sa.Table(
     sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
     # Since version 4; until then nothing was pruned.
     sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
-    # Since version 5; until then trials were proposed one by one.
+    # Since version 6; until then trials were proposed one by one.
     sa.Column("batch", sa.Integer, nullable=False, server_default="1"),
 )
 trials = sa.Table(
@@ -52,6 +52,17 @@ trials = sa.Table(
     # Since version 4; NULL in trials that are older, none of which stopped early.
     sa.Column("properties", _Json),
     sa.Column("refuted", sa.Boolean),
+)
+# Since version 5.
+readings = sa.Table(
+    "readings",
+    metadata,
+    sa.Column("study", sa.ForeignKey("studies.id"), primary_key=True),
+    sa.Column("config_digest", sa.Text, primary_key=True),
+    sa.Column("probes", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("satisfied", _Json, nullable=False),
+    sa.Column("avgpp", sa.Double),
+    sa.Column("created", sa.Text, nullable=False),
 )
 bundles = sa.Table(
     "bundles",

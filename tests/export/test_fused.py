@@ -1,0 +1,120 @@
+"""Every architecture with a fused graph is exported to what torch computes, whole and without some of its structure."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import CASES, built, saved
+from toggle_runtime.backends import onnx as backend
+
+from toggle_edge.compress.bank import LayerBank
+from toggle_edge.config import Config, Format
+from toggle_edge.errors import ConfigError, ExportError
+from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape, why_not
+from toggle_edge.export.graphs import GRAPHS
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
+from toggle_edge.export.parity import TOLERANCE, check_parity
+from toggle_edge.model.load import LanguageModel, load_model
+from toggle_edge.model.removal import REMOVABLE
+from toggle_edge.structure import Structure
+
+TOKENS = np.random.default_rng(0).integers(3, 500, 40).tolist()
+MENU = ("int4-g16", "int8-g32", "int4-g32-asym", "fp16", "int2-g16")
+# Heads of 16, as the fused kernel takes; windows are shorter than the texts.
+SIZES = {"head_dim": 16, "num_hidden_layers": 3}
+OWN = {
+    "phi3": {"original_max_position_embeddings": 128, "hidden_size": 64},
+    "qwen2": {"hidden_size": 64},
+    "gpt2": {"hidden_size": 64},
+}
+KINDS = ("gemma", "gemma2", "gpt2", "mistral", "phi3", "qwen2", "qwen3")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    kind, options = CASES[request.param]
+    module = built(kind, {**options, **SIZES, **OWN.get(request.param, {})})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:  # norms and biases begin as ones and zeros, which would hide mistakes
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return load_model(saved(module.half(), tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="module")
+def skeleton(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Skeleton:
+    return build_skeleton(model, tmp_path_factory.mktemp("skeletons"))
+
+
+def mixed(model: LanguageModel, structure: Structure) -> Config:
+    chooser = random.Random(1)
+    formats = {layer.name: Format.parse(chooser.choice(MENU)) for layer in model.remaining(structure)}
+    return Config.of(formats, structure=structure)
+
+
+def test_all_but_llama_are_here() -> None:
+    assert set(KINDS) == set(GRAPHS) - {"llama"}  # Llama has a file of its own
+
+
+def test_parity_bytes_and_signals(model: LanguageModel, skeleton: Skeleton, tmp_path: Path) -> None:
+    config, bank = mixed(model, Structure()), LayerBank(model)
+    artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / "artifact", accuracy_level=0)
+    module: Any = bank.assemble(config)
+    assert check_parity(artifact, model.shape, module, TOKENS, prompt_tokens=15) <= TOLERANCE
+    assert artifact.artifact_bytes == predicted_bytes(skeleton, model.layers, config)
+
+    opened = backend.open_model(artifact.folder, model.shape, backend.SIGNALS_GRAPH, threads=1)
+    batch = np.array([TOKENS, TOKENS[::-1], TOKENS[5:] + TOKENS[:5], TOKENS[9:] + TOKENS[:9]])
+    logits, attention, hidden = backend.outputs(opened, batch, range(model.shape.layers))
+    with torch.inference_mode():
+        expected = module(input_ids=torch.tensor(batch), output_attentions=True, output_hidden_states=True)
+    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(attention, torch.stack(expected.attentions, dim=1).numpy(), atol=1e-5)
+    states = torch.stack(expected.hidden_states[1:], dim=1).numpy()
+    np.testing.assert_allclose(hidden, states, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("part", "structure"),
+    [
+        ("blocks", Structure((1,))),
+        ("kv_groups", Structure(kv_groups=((0, 1),))),
+        ("channels", Structure(channels=((0, 24),))),
+    ],
+)
+def test_what_cannot_be_narrowed_is_known_before_a_search(
+    model: LanguageModel, skeleton: Skeleton, part: str, structure: Structure
+) -> None:
+    if model.module.config.model_type not in REMOVABLE:
+        pytest.skip("nothing can be removed of it, exported or not")
+    why = why_not(model, part)
+    try:
+        narrowed(skeleton, model.anatomy, structure)
+    except ExportError:
+        assert why is not None
+    else:
+        assert why is None
+
+
+def test_structure_is_exported_exactly_or_refused(
+    model: LanguageModel, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    kind = model.module.config.model_type
+    groups = ((0, 1),) if kind in ("gemma", "mistral", "qwen3") else ()
+    structure = Structure((1,), groups)
+    if kind in ("gemma2", "phi3"):
+        with pytest.raises((ConfigError, ExportError), match=r"not exported yet|architecture among"):
+            narrowed(skeleton, model.anatomy, structure)
+        return
+    config, bank = mixed(model, structure), LayerBank(model)
+    kept = bank.kept(structure)
+    assert kept is not None
+    fewer, shape = narrowed(skeleton, model.anatomy, structure), narrowed_shape(model.shape, kept)
+    artifact = export_onnx(fewer, bank.compressed(config), tmp_path / "artifact", accuracy_level=0)
+    assert check_parity(artifact, shape, bank.assemble(config), TOKENS, prompt_tokens=15) <= TOLERANCE
+    assert artifact.artifact_bytes == predicted_bytes(fewer, model.remaining(structure), config)
