@@ -57,6 +57,7 @@ def test_levels_lead_to_a_config_and_back(levels: tuple[int, ...]) -> None:
     again = RICH.levels(config)
     assert RICH.decode(again).digest == config.digest
     assert RICH.levels(RICH.decode(again)) == again
+    assert RICH.canonical(levels) == again
     if not config.structure.removed_blocks:
         assert again == levels
     (vector,) = RICH.encode([levels])

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from toggle_edge.errors import ConfigError
 from toggle_edge.model.layers import Layer
@@ -48,11 +49,13 @@ class Anatomy:
 
     def channels(self, block: int) -> int:
         """Inner channels of a block's MLP."""
-        return next(
-            layer.columns
-            for layer in self.layers
-            if layer.role in CHANNEL_COLUMNS and block_of(layer.name) == block
-        )
+        return self._channels[block]
+
+    @cached_property
+    def _channels(self) -> dict[int | None, int]:
+        # The first of a block's, should it have several MLPs.
+        columns = [layer for layer in self.layers if layer.role in CHANNEL_COLUMNS]
+        return {block_of(layer.name): layer.columns for layer in reversed(columns)}
 
     def kept_groups(self, block: int, structure: Structure) -> int:
         return dict(structure.kv_groups).get(block, self.kv_groups)

@@ -23,6 +23,7 @@ from toggle_edge.search.dimensions import (
     KV_GROUPS,
     SPARSITY,
     STRUCTURAL,
+    Choice,
     Dimension,
     storage_bits,
     unit_dimensions,
@@ -133,8 +134,25 @@ class Space:
 
     def levels(self, config: Config) -> Levels:
         """Levels of a config; those of a block that is left out are the safest. SearchError if it lies outside."""
-        formats = dict(config.formats)
-        found = tuple(self._level(each, config, formats) for each in self.dimensions)
+        formats, sparsities = dict(config.formats), dict(config.sparsities)
+        structure = config.structure
+        gone = set(self.layers) - set(formats) if structure.removed_blocks else set[str]()
+        counts = {KV_GROUPS: dict(structure.kv_groups), CHANNELS: dict(structure.channels)}
+
+        def chosen(each: Dimension) -> Choice:
+            if each.kind == KEPT:
+                return int(each.block not in structure.removed_blocks)
+            if each.kind in STRUCTURAL:
+                return counts[each.kind].get(each.block or 0, each.choices[-1])
+            if gone and gone.issuperset(each.layers):
+                return each.choices[-1]
+            if each.layers[0] not in formats:
+                raise SearchError(
+                    f"space: the config's layers are not the space's; it lacks {each.layers[0]!r}"
+                )
+            return formats[each.layers[0]] if each.kind == FORMAT else sparsities.get(each.layers[0], 0.0)
+
+        found = tuple(_level(each, chosen(each)) for each in self.dimensions)
         if self.decode(found) != config and self.decode(found).digest != config.digest:
             raise SearchError(
                 f"space: {config.summary()}: not a config of this space; its layers, sparsities or structure differ"
@@ -143,11 +161,28 @@ class Space:
 
     def canonical(self, levels: Levels) -> Levels:
         """The levels that the config of these has: what is chosen for a block that is left out becomes the safest."""
-        return self.levels(self.decode(levels)) if self._has_removals else levels
+        return tuple(
+            size - 1 if removals and all(levels[index] == 0 for index in removals) else level
+            for level, size, removals in zip(levels, self.sizes, self._removals, strict=True)
+        )
 
     @cached_property
-    def _has_removals(self) -> bool:
-        return any(each.kind == KEPT for each in self.dimensions)
+    def _removals(self) -> tuple[tuple[int, ...], ...]:
+        """By dimension the KEPT ones that together leave out all that it is about; empty where none could."""
+        of_layer, of_block = dict[str, int](), dict[int | None, int]()
+        for index, each in enumerate(self.dimensions):
+            if each.kind == KEPT:
+                of_layer |= dict.fromkeys(each.layers, index)
+                of_block[each.block] = index
+        found: list[tuple[int, ...]] = []
+        for each in self.dimensions:
+            if each.kind in (KV_GROUPS, CHANNELS):
+                found.append((of_block[each.block],) if each.block in of_block else ())
+            elif each.kind != KEPT and all(layer in of_layer for layer in each.layers):
+                found.append(tuple({of_layer[layer] for layer in each.layers}))
+            else:
+                found.append(())
+        return tuple(found)
 
     @cached_property
     def _formats_only(self) -> bool:
@@ -163,27 +198,6 @@ class Space:
             for layer in each.layers
         }
         return tuple(owners[layer] for layer in self.layers)
-
-    def _level(self, each: Dimension, config: Config, formats: Mapping[str, Format]) -> int:
-        structure = config.structure
-        gone = set(self.layers) - set(formats) if structure.removed_blocks else set()
-        safest = each.choices[-1]
-        if each.kind == KEPT:
-            choice: object = int(each.block not in structure.removed_blocks)
-        elif each.kind in STRUCTURAL:
-            pairs = structure.kv_groups if each.kind == KV_GROUPS else structure.channels
-            choice = next((count for block, count in pairs if block == each.block), safest)
-        elif set(each.layers) <= gone:
-            choice = safest
-        elif each.layers[0] not in formats:
-            raise SearchError(f"space: the config's layers are not the space's; it lacks {each.layers[0]!r}")
-        else:
-            choice = formats[each.layers[0]] if each.kind == FORMAT else config.sparsity(each.layers[0])
-        try:
-            return each.choices.index(choice)
-        except ValueError as exc:
-            menu = ", ".join(map(str, each.choices))
-            raise SearchError(f"space: {each.name}: {choice} is not on its menu: {menu}") from exc
 
     @cached_property
     def _coordinates(self) -> tuple[NDArray[np.float64], ...]:
@@ -218,3 +232,11 @@ class Space:
     def enumerate(self) -> Iterator[Config]:
         """Every vector of levels once, lazily, in lexicographic order."""
         return (self.decode(levels) for levels in itertools.product(*(range(size) for size in self.sizes)))
+
+
+def _level(each: Dimension, choice: Choice) -> int:
+    try:
+        return each.choices.index(choice)
+    except ValueError as exc:
+        menu = ", ".join(map(str, each.choices))
+        raise SearchError(f"space: {each.name}: {choice} is not on its menu: {menu}") from exc
