@@ -83,6 +83,7 @@ def test_every_exit_code_is_explained(code: str) -> None:
 
 def test_every_profile_key_is_in_the_page_and_no_other() -> None:
     keys = ["default_mode", "search.formats", "search.pruner", "search.quantiser", "search.trials"]
+    keys += ["search.bits.least", "search.bits.most", "search.keep", "search.sparsities", "search.structure"]
     keys += [f"probes.{field.name}" for field in dataclasses.fields(ProbeCounts)]
     keys += [f"properties.NAME.{key}" for key in ("formula", "threshold")]
     keys += [f"modes.MODE.{key}" for key in ("avgpp", "coverage", "relax")]

@@ -1,12 +1,15 @@
 """Profiles: what ships, and that a wrong file is refused with its place and a remedy."""
 
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from toggle_edge import profiles
 from toggle_edge.errors import InputError, ProfileError
-from toggle_edge.profiles import Mode, ProbeCounts, builtin_profiles, load_profile
+from toggle_edge.profiles import Mode, ProbeCounts, SearchBounds, builtin_profiles, load_profile
 from toggle_edge.specification import specification_of
 
 DEFAULT = builtin_profiles()["default"].read_text()
@@ -133,7 +136,8 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, old, new, expectations
 
 
 PROBES = "[probes]\n"
-"""Where keys of its section may be put in."""
+SEARCH = "[search]\n"
+"""Where keys of their sections may be put in."""
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,31 @@ PROBES = "[probes]\n"
         ("[search]", "[search]\ntrials = 0", ["search.trials", "whole number >= 1, got 0"]),
         ("[search]", "[search]\ntrials = true", ["search.trials", "got True"]),
         ("[search]", "[search]\ntrails = 3", ["search.trails", "did you mean 'trials'"]),
+        (SEARCH, SEARCH + "bits = 4\n", ["search.bits: expected a table", "got 4"]),
+        (SEARCH, SEARCH + "bits = {lest = 4}\n", ["search.bits.lest", "did you mean 'least'"]),
+        (SEARCH, SEARCH + "bits = {least = 4.5}\n", ["search.bits.least", "whole number"]),
+        (
+            SEARCH,
+            SEARCH + "bits = {least = 8, most = 4}\n",
+            ["search.bits.least", "at most search.bits.most"],
+        ),
+        (SEARCH, SEARCH + 'structure = "blocks"\n', ["search.structure", "expected a list", "got 'blocks'"]),
+        (
+            SEARCH,
+            SEARCH + 'structure = ["heads"]\n',
+            ["search.structure", "one of blocks, kv_groups", "'heads'"],
+        ),
+        (SEARCH, SEARCH + 'structure = ["block"]\n', ["search.structure", "did you mean 'blocks'"]),
+        (SEARCH, SEARCH + 'structure = ["blocks", "blocks"]\n', ["search.structure", "each part once"]),
+        (SEARCH, SEARCH + "structure = [[]]\n", ["search.structure", "got []"]),
+        (SEARCH, SEARCH + 'structure = ["blocks"]\nkeep = [0.5]\n', ["search.keep", "has neither"]),
+        (SEARCH, SEARCH + 'structure = ["channels"]\nkeep = 0.5\n', ["search.keep", "a list of shares"]),
+        (SEARCH, SEARCH + 'structure = ["channels"]\nkeep = [1.0]\n', ["search.keep", "below 1", "got 1.0"]),
+        (SEARCH, SEARCH + 'structure = ["channels"]\nkeep = [0]\n', ["search.keep", "above 0", "got 0"]),
+        (SEARCH, SEARCH + 'structure = ["channels"]\nkeep = [nan]\n', ["search.keep", "got nan"]),
+        (SEARCH, SEARCH + 'structure = ["channels"]\nkeep = [0.5, 0.5]\n', ["search.keep", "share once"]),
+        (SEARCH, SEARCH + "sparsities = [0.6]\n", ["search.sparsities", "up to 0.5", "got 0.6"]),
+        (SEARCH, SEARCH + "sparsities = [true]\n", ["search.sparsities", "got True"]),
         (PROBES, PROBES + "max_token = 3\n", ["probes.max_token", "did you mean 'max_tokens'"]),
         (PROBES, PROBES + "max_tokens = 33\n", ["probes.max_tokens", "min_steps + 2 = 34", "got 33"]),
         (PROBES, PROBES + "max_tokens = 64.0\n", ["probes.max_tokens", "whole number"]),
@@ -243,6 +272,45 @@ def test_how_long_a_search_goes_on_is_no_part_of_the_contract(tmp_path):
     assert longer.digest == load_profile("default").digest
     other = load_profile(written(tmp_path, PROBES, PROBES + "max_tokens = 99\n"))
     assert other.digest != longer.digest
+
+
+def test_bounds_say_what_a_search_may_vary(tmp_path):
+    assert load_profile("default").bounds == SearchBounds(None, None, None, (), (0.75, 0.5))
+    text = (
+        'bits = {least = 3}\nstructure = ["channels", "blocks"]\nkeep = [0.3, 0.9]\nsparsities = [0.1, 0.5]\n'
+    )
+    bounds = load_profile(written(tmp_path, SEARCH, SEARCH + text)).bounds
+    assert bounds == SearchBounds(3, None, (0.5, 0.1), ("blocks", "channels"), (0.9, 0.3))
+    assert load_profile(written(tmp_path, SEARCH, SEARCH + "sparsities = []\n")).bounds.sparsities == ()
+
+
+def test_a_study_from_before_there_were_bounds_goes_on_under_a_profile_without(tmp_path):
+    profile, bounded = load_profile("default"), written(tmp_path, SEARCH, SEARCH + "bits = {most = 8}\n")
+    assert load_profile(bounded).digest != profile.digest
+    same = load_profile(written(tmp_path, SEARCH, SEARCH + "bits = {}\nstructure = []\n"))
+    assert same.digest == profile.digest
+    content = dataclasses.asdict(profile)
+    for key in ("name", "path", "trials", "quantiser", "pruner", "bounds"):
+        del content[key]
+    before = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    assert profile.digest == before
+
+
+def test_blocks_may_not_go_that_a_property_needs(tmp_path):
+    path = written(tmp_path, "always (attention >= threshold)", "always (attention_min >= threshold)")
+    path.write_text(path.read_text().replace(SEARCH, SEARCH + 'structure = ["blocks", "channels"]\n'))
+    with pytest.raises(ProfileError) as caught:
+        specification_of(load_profile(path))
+    for part in (
+        str(path),
+        "search.structure",
+        "'blocks'",
+        "properties.long_range_dependency",
+        "attention_min",
+    ):
+        assert part in str(caught.value)
+    path.write_text(path.read_text().replace('"blocks", ', ""))
+    assert specification_of(load_profile(path))
 
 
 @pytest.mark.parametrize("name", sorted(builtin_profiles()))

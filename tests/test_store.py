@@ -149,6 +149,7 @@ def test_studies_do_not_mix(url: str) -> None:
         ({"probes_digest": "f2"}, "the probes was 'f1', is now 'f2'"),
         ({"target": "onnx-cuda"}, "the target was 'onnx-cpu'"),
         ({"seed": 2}, "the seed was 1, is now 2"),
+        ({"batch": 4}, "the number of trials in a batch was 1, is now 4"),
     ],
 )
 def test_a_study_is_not_continued_with_other_arguments(
@@ -369,6 +370,7 @@ def test_a_store_of_the_first_release_is_brought_up_to_date(url: str, tmp_path: 
     with open_store(url) as store:
         (study,) = store.studies()
         assert (study.name, study.profile_digest, study.sensitivity) == ("first", None, None)
+        assert study.batch == 1
         assert list(store.ledger(study.id).trials()) == [trial(0)]
         assert [bundle.manifest for bundle in store.bundles(study.id)] == [manifest()]
         (run,) = store.runs(study.id)

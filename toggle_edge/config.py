@@ -31,6 +31,9 @@ QUANTISERS = ("rtn", "lsq", "seq", "hqq", "importance", "gptq")
 PRUNERS = ("magnitude", "wanda")
 """How weights that become zero may be chosen; `compress.prune` has what is behind the names."""
 
+MOST_SPARSITY = 0.5
+"""Most of a layer's weights that may become zero."""
+
 _TEXT = re.compile(r"int([2-9]|1[0-6])-(?:axis|g(16|32|64|128|256))(-asym)?")
 _FLOATS = {"fp16": 16, "fp32": 32}
 

@@ -17,16 +17,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toggle_edge.config import PRUNERS, QUANTISERS, Format, nearest_with_kernel
+from toggle_edge.config import MOST_SPARSITY, PRUNERS, QUANTISERS, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ProbeError, ProfileError
 from toggle_edge.sources import ProbeSource
 from toggle_edge.targets import has_kernel_somewhere
 
-__all__ = ["BUDGET_KEYS", "MODES", "Mode", "ProbeCounts", "Profile", "builtin_profiles", "load_profile"]
+__all__ = [
+    "BUDGET_KEYS",
+    "MODES",
+    "REMOVABLE_PARTS",
+    "Mode",
+    "ProbeCounts",
+    "Profile",
+    "SearchBounds",
+    "builtin_profiles",
+    "load_profile",
+]
 
 MODES = ("strict", "optimal", "relaxed")
 BUDGET_KEYS = ("artifact_bytes", "memory_bytes", "ttft_ms", "decode_ms_p50", "energy_mj_per_token")
 """Measurements that a budget may limit, each from above."""
+
+BLOCKS, KV_GROUPS, CHANNELS = REMOVABLE_PARTS = ("blocks", "kv_groups", "channels")
+"""What of a model's structure a search may be let remove."""
 
 DEFAULT_TRIALS = 60
 MAX_PROFILE_BYTES = 1 << 20
@@ -71,6 +84,22 @@ class ProbeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchBounds:
+    """What a search may vary beside the formats, and how far; nothing more by default.
+
+    Formats of the menu have `least_bits` to `most_bits` bits, None being no bound. `sparsities` are the shares of zeros
+    above 0 that are offered where zeros pay; None are the target's. `structure` is what may be removed, some of
+    `REMOVABLE_PARTS`, and `keep` are the shares of its kv groups and channels that a block may keep beside all of them.
+    """
+
+    least_bits: int | None = None
+    most_bits: int | None = None
+    sparsities: tuple[float, ...] | None = None
+    structure: tuple[str, ...] = ()
+    keep: tuple[float, ...] = (0.75, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A contract and the bounds of the search for it.
 
@@ -92,6 +121,7 @@ class Profile:
     trials: int = DEFAULT_TRIALS
     quantiser: str = QUANTISERS[0]
     pruner: str = PRUNERS[0]
+    bounds: SearchBounds = SearchBounds()
 
     @property
     def digest(self) -> str:
@@ -105,6 +135,9 @@ class Profile:
             for key, value in dataclasses.asdict(self).items()
             if key not in ("name", "path", "trials", "quantiser", "pruner")
         }
+        if self.bounds == SearchBounds():
+            # A study that began before profiles had bounds goes on.
+            del content["bounds"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -157,7 +190,7 @@ def _profile(table: _Table) -> Profile:
     modes = table.table("modes")
     modes.only(MODES)
     search = table.table("search")
-    search.only(("formats", "pruner", "quantiser", "trials"))
+    search.only(("bits", "formats", "keep", "pruner", "quantiser", "sparsities", "structure", "trials"))
     probes = table.table("probes")
     probes.only([field.name for field in dataclasses.fields(ProbeCounts)])
     budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
@@ -181,6 +214,7 @@ def _profile(table: _Table) -> Profile:
         probes=_probe_counts(probes),
         budget={key: budget.number(key, 0.0, math.inf) for key in budget.data},
         trials=search.count("trials") if "trials" in search.data else DEFAULT_TRIALS,
+        bounds=_bounds(search),
     )
 
 
@@ -278,6 +312,70 @@ def _formats(table: _Table) -> tuple[str, ...]:
     if len(set(value)) < len(value):
         raise table.error("formats", f"expected each format once, got {value!r}")
     return tuple(value)
+
+
+def _bounds(search: _Table) -> SearchBounds:
+    bits = search.table("bits") if "bits" in search.data else _Table(search.path, "search.bits", {})
+    bits.only(("least", "most"))
+    least, most = (bits.count(key) if key in bits.data else None for key in ("least", "most"))
+    if least is not None and most is not None and least > most:
+        raise bits.error("least", f"expected at most search.bits.most, which is {most}; got {least}")
+    structure = _parts(search)
+    keep = _shares(
+        search, "keep", 0.0, 1.0, "above 0 and below 1, such as [0.75, 0.5]; all is always offered"
+    )
+    if keep is not None and not {KV_GROUPS, CHANNELS} & set(structure):
+        raise search.error(
+            "keep",
+            "says how much of its kv groups and channels a block keeps, and search.structure has neither: add one of "
+            "them there, or remove this",
+        )
+    return SearchBounds(
+        least,
+        most,
+        # Just above the most, so that the most itself may be named.
+        _shares(
+            search,
+            "sparsities",
+            0.0,
+            math.nextafter(MOST_SPARSITY, 1.0),
+            f"above 0 and up to {MOST_SPARSITY}",
+        ),
+        structure,
+        SearchBounds().keep if keep is None else keep,
+    )
+
+
+def _parts(search: _Table) -> tuple[str, ...]:
+    value = search.data.get("structure", [])
+    if not isinstance(value, list):
+        raise search.error(
+            "structure", f"expected a list with some of {', '.join(REMOVABLE_PARTS)}, got {value!r}"
+        )
+    for item in value:
+        if item not in REMOVABLE_PARTS:
+            raise search.error(
+                "structure",
+                f"expected {_one_of(REMOVABLE_PARTS)}, got {item!r}{nearest(str(item), REMOVABLE_PARTS)}",
+            )
+    if len(set(value)) < len(value):
+        raise search.error("structure", f"expected each part once, got {value!r}")
+    return tuple(part for part in REMOVABLE_PARTS if part in value)
+
+
+def _shares(search: _Table, key: str, above: float, below: float, expected: str) -> tuple[float, ...] | None:
+    """A list of distinct shares from the largest down, None where the key is absent."""
+    if key not in search.data:
+        return None
+    value = search.data[key]
+    if not isinstance(value, list):
+        raise search.error(key, f"expected a list of shares {expected}; got {value!r}")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not above < item < below:
+            raise search.error(key, f"expected shares {expected}; got {item!r}")
+    if len(set(value)) < len(value):
+        raise search.error(key, f"expected each share once, got {value!r}")
+    return tuple(sorted(map(float, value), reverse=True))
 
 
 @dataclass(frozen=True, slots=True)

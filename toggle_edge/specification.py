@@ -9,18 +9,27 @@ from toggle_runtime.signals import SIGNALS
 from toggle_runtime.stl import Formula, FormulaError, horizon, lookback, parse, relaxed, signals_of
 
 from toggle_edge.errors import ProfileError
-from toggle_edge.profiles import Profile, nearest
+from toggle_edge.profiles import BLOCKS, Profile, nearest
 
 __all__ = ["SIGNALS", "specification_of", "weakened"]
+
+OF_EVERY_BLOCK = frozenset({"attention_min"})
+"""Signals that a missing block decides alone: there they are 0 at every step, whatever the others do."""
 
 
 def specification_of(profile: Profile) -> dict[str, ModeSpecification]:
     """The specification of every mode, formulas as text with their thresholds relaxed for that mode.
 
     Raises ProfileError when a formula cannot be read, reads an unknown signal, or needs more steps than the
-    profile asks of a probe, so that it could never be given a value.
+    profile asks of a probe, so that it could never be given a value; and when a block may go that a formula needs.
     """
     formulas = {name: _formula(profile, name, text) for name, text in profile.properties.items()}
+    for name, formula in formulas.items():
+        if BLOCKS in profile.bounds.structure and (read := signals_of(formula) & OF_EVERY_BLOCK):
+            raise ProfileError(
+                f"{profile.path}: search.structure: {BLOCKS!r} may go, but properties.{name} reads {min(read)}, 0 "
+                f"at every step where a block is missing; leave {BLOCKS!r} out of it, or change the property"
+            )
     return {
         mode: ModeSpecification(
             properties={name: str(relaxed(formula, bounds.relax)) for name, formula in formulas.items()},

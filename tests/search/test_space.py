@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toggle_edge.config import FP16, Config, Format
-from toggle_edge.errors import SearchError
+from toggle_edge.errors import ConfigError, SearchError
 from toggle_edge.search.dimensions import (
     CHANNELS,
     FORMAT,
@@ -144,13 +144,19 @@ def test_levels_that_do_not_fit_are_refused(levels: list[int]) -> None:
 def test_menus_without_a_choice_and_bounds_that_contradict_are_refused() -> None:
     with pytest.raises(SearchError, match=r"block0\.qkv: its menu is empty"):
         unit_dimensions(UNITS, ())
-    with pytest.raises(SearchError, match="bounds in order, got at least 8 and at most 4"):
+    with pytest.raises(ConfigError, match="bounds in order, got at least 8 and at most 4"):
         within(MENU, least_bits=8, most_bits=4)
-    with pytest.raises(SearchError, match="no format has 5 to 7 bits"):
+    with pytest.raises(ConfigError, match="no format has 5 to 7 bits"):
         within(MENU, least_bits=5, most_bits=7)
     assert within(MENU[::-1], least_bits=3, most_bits=8) == MENU[1:3]
     with pytest.raises(SearchError, match="sparsities"):
         unit_dimensions(UNITS, MENU, sparsities=(0.0, 1.0))
+
+
+def test_some_block_stays() -> None:
+    assert len(block_dimensions(BLOCKS, removable=[1])) == 1
+    with pytest.raises(SearchError, match=r"a block that always stays, all of \[0, 1\]"):
+        block_dimensions(BLOCKS, removable=[1, 0])
 
 
 @pytest.mark.parametrize(

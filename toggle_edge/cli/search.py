@@ -58,6 +58,18 @@ def search(
     ),
     quantiser: QuantiserOption = None,
     pruner: PrunerOption = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that evaluate at once; they share the cores.")
+    ] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Trials that are proposed at once; decides which, whoever evaluates. Default: the study's, else 1, or "
+            "two for each of several workers.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest per-layer formats that keep the contract. The same command again goes on."""
@@ -77,6 +89,8 @@ def search(
         output,
         quantiser,
         pruner,
+        workers,
+        batch,
     )
     run(
         lambda report: run_search(options, report),

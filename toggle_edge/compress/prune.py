@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from toggle_edge.compress.calibration import InputStatistics
+from toggle_edge.config import MOST_SPARSITY
 from toggle_edge.errors import ConfigError
 
-MOST_SPARSITY = 0.5
 CHUNK_WEIGHTS = 2**22
 
 

@@ -48,11 +48,6 @@ def built_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
     Raises ExportError when the builder fails or its graph is not one that we can rewrite.
     """
     config: Any = model.module.config
-    if model.shape.head_size % HEAD_SIZE_STEP:
-        raise ExportError(
-            f"export of {model.folder}: the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, "
-            f"this model's are of size {model.shape.head_size}"
-        )
     folder = cache / model.digest[:16]
     if not (folder / "model.onnx").is_file():
         _run_builder(model.folder, folder, packed=config.model_type in PACKED)

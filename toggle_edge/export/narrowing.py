@@ -32,6 +32,12 @@ def narrowed_shape(shape: ModelShape, kept: Kept) -> ModelShape:
     return dataclasses.replace(shape, kept=blocks)
 
 
+def narrows(anatomy: Anatomy) -> tuple[bool, bool]:
+    """Whether a graph may lose kv groups, and channels: not where the matrices that become narrower have biases."""
+    blocks = anatomy.unlayered.blocks
+    return not any(by_group for _, by_group, _ in blocks), not any(by_channel for *_, by_channel in blocks)
+
+
 def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skeleton:
     """The skeleton of a model without what the structure removes; that of the whole model stays as it is.
 

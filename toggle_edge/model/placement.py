@@ -40,12 +40,12 @@ def free_bytes(device: torch.device) -> int:
     return int(free)
 
 
-def use_threads(weights: int) -> int:
+def use_threads(weights: int, processes: int = 1) -> int:
     """Set torch's threads for a model of so many weights; gives their number.
 
     One for small models: threads that wait for each other cost more than they save, much more on a busy machine. For
-    large ones as many as this process may use.
+    large ones as many as this process may use, or its share of them where `processes` do the same at once.
     """
-    threads = len(os.sched_getaffinity(0)) if weights >= THREADS_WEIGHTS else 1
+    threads = max(1, len(os.sched_getaffinity(0)) // processes) if weights >= THREADS_WEIGHTS else 1
     torch.set_num_threads(threads)
     return threads

@@ -87,7 +87,8 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
         pruner=study.pruner,
         target=study.target,
     )
-    store.open_study(study.name, identity_of(prepared, study.seed))  # refuses when any of them has changed
+    # Refuses when any of them has changed.
+    store.open_study(study.name, identity_of(prepared, study.seed, study.batch))
     trials = store.ledger(study.id).trials()
     if options.mode is not None:
         mode = known_mode(options.mode, prepared.specification)

@@ -15,20 +15,18 @@ from toggle_runtime.stl import parse, signals_of
 from toggle_edge.cache import baselines_folder, cache_folder
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.calibration import Calibration, gram_bytes
-from toggle_edge.config import FP16, Config, Format
+from toggle_edge.config import FP16, Config
 from toggle_edge.cost import Cost, PaperCost, paper_cost, predicted_cost, proxy_flops_ratio
 from toggle_edge.errors import ProbeError
 from toggle_edge.evaluate import Evaluator
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.placement import chosen_device, use_threads
-from toggle_edge.probes import ProbeSplit, read_probes, split_probes
+from toggle_edge.probes import Probe, ProbeSplit, read_probes, split_probes
 from toggle_edge.profiles import ProbeCounts, Profile
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.space import storage_bits
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import StudyIdentity
-from toggle_edge.targets import menu_of, target_named
 
 DEFAULT_TARGET = "onnx-cpu"
 
@@ -83,11 +81,6 @@ class Prepared:
             whole_kept_parameters=self.model.kept_parameters,
         )
 
-    def menu(self, role: str = "") -> tuple[Format, ...]:
-        """The formats that the profile asks for and the target has, by ascending storage bits."""
-        asked = [Format.parse(text) for text in self.profile.formats]
-        return tuple(sorted(menu_of(target_named(self.target), asked, role), key=storage_bits))
-
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.model.layers)
@@ -128,16 +121,7 @@ def prepare(
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
-    bank = LayerBank(
-        model,
-        quantiser=profile.quantiser,
-        pruner=profile.pruner,
-        # Of the search's texts: the certificate's must stay unseen.
-        calibration=Calibration(
-            model, [probe.tokens for probe in probes.search], gram_bytes=gram_bytes(model.streamed)
-        ),
-        folder=cache_folder() / "layers",
-    )
+    bank = bank_of(model, probes.search, quantiser=profile.quantiser, pruner=profile.pruner)
     report("baseline", 1, 3, "search probes")
     kept = baselines_folder()
     evaluator = Evaluator(model, bank, probes.search, specification, folder=kept, target=target)
@@ -150,6 +134,19 @@ def prepare(
 
 def _of_wanted(probes: ProbeSplit, counts: ProbeCounts) -> str:
     return "" if len(probes.selection) == counts.selection else f" of {counts.selection}"
+
+
+def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pruner: str) -> LayerBank:
+    """The model's layers, compressed by what they see on `probes`: the search's, for the certificate's stay unseen."""
+    return LayerBank(
+        model,
+        quantiser=quantiser,
+        pruner=pruner,
+        calibration=Calibration(
+            model, [probe.tokens for probe in probes], gram_bytes=gram_bytes(model.streamed)
+        ),
+        folder=cache_folder() / "layers",
+    )
 
 
 def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:
@@ -170,8 +167,8 @@ def _check_answers(specification: Mapping[str, ModeSpecification], probes: Probe
         )
 
 
-def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
-    """What a search over `prepared` is identified by in the store."""
+def identity_of(prepared: Prepared, seed: int, batch: int = 1) -> StudyIdentity:
+    """What a search over `prepared`, in batches of so many trials, is identified by in the store."""
     return StudyIdentity(
         model=prepared.model.folder.name,
         model_digest=prepared.model.digest,
@@ -185,4 +182,5 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         seed=seed,
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
+        batch=batch,
     )

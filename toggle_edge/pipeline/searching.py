@@ -18,21 +18,24 @@ from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row, uniform_of_size
+from toggle_edge.pipeline.spaces import require_bounds, space_note
 from toggle_edge.pipeline.trials import search, stored_sensitivities
+from toggle_edge.pipeline.workers import default_batch
+from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected, Selection
 from toggle_edge.search.confirmation import Confirmation
 from toggle_edge.search.diagnosis import Blocked, blocked
 from toggle_edge.search.trial import Trial
-from toggle_edge.store import DEFAULT_URL, open_store
-from toggle_edge.targets import target_named
+from toggle_edge.store import DEFAULT_URL, Store, open_store
 from toggle_edge.workspace import workspace
 
 
 @dataclass(frozen=True)
 class SearchOptions:
     """What `toggle-edge search` may be told. `trials` None is the profile's; `study` is named after model and
-    profile unless given; `resume` insists that it exists."""
+    profile unless given; `resume` insists that it exists. `workers` processes evaluate trials that are proposed `batch`
+    at a time; None is the study's, or else what keeps the workers busy."""
 
     model: Path
     profile: str = "default"
@@ -46,12 +49,14 @@ class SearchOptions:
     output: Path = Path("toggle-edge-studies")
     quantiser: str | None = None
     pruner: str | None = None
+    workers: int = 1
+    batch: int | None = None
 
 
 def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
     """Search, or go on where the same search was interrupted. Raises ToggleEdgeError when it cannot be done."""
     started = time.monotonic()
-    target_named(options.target)  # an unknown target is refused before anything is done
+    require_bounds(load_profile(options.profile), options.target)  # before anything is done
     prepared = prepared_for(
         options.model,
         options.profile,
@@ -62,11 +67,18 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         target=options.target,
     )
     require_whole(prepared.model)
+    report("space", 1, 1, space_note(prepared))
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
     with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:
         if options.resume:
             store.study(name)  # a name that is not there is an error here, and would be a new study below
-        study = store.open_study(name, identity_of(prepared, options.seed))
+        batch = options.batch or _batch_of(store, name) or default_batch(options.workers)
+        study = store.open_study(name, identity_of(prepared, options.seed, batch))
+        # More than a batch has trials would have nothing to do.
+        workers = min(options.workers, batch)
+        if options.workers > 1:
+            asked = f", not {options.workers}" if workers < options.workers else ""
+            report("workers", 1, 1, f"{workers}{asked}, for batches of {batch}")
         trials = search(
             prepared,
             store.ledger(study.id),
@@ -74,6 +86,8 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
             seed=options.seed,
             max_trials=options.trials or prepared.profile.trials,
             report=report,
+            batch=batch,
+            workers=workers,
         )
         chosen = confirmed(prepared, trials, store, study.id, report)
         selected = _selected(prepared, trials, chosen, folder, report)
@@ -90,6 +104,11 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         selected=selected,
         seconds=time.monotonic() - started,
     )
+
+
+def _batch_of(store: Store, name: str) -> int | None:
+    """The batch that a study of this name began with, None where there is none."""
+    return next((study.batch for study in store.studies() if study.name == name), None)
 
 
 def _selected(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
 from toggle_edge.cache import baselines_folder
 from toggle_edge.config import Config
-from toggle_edge.evaluate import Evaluation, Evaluator
+from toggle_edge.evaluate import Evaluator
 from toggle_edge.falsification import reading_order
+from toggle_edge.pipeline.observing import observed, violations
 from toggle_edge.pipeline.preparing import Prepared
+from toggle_edge.pipeline.spaces import space_of
 from toggle_edge.pipeline.standing import standing_of
+from toggle_edge.pipeline.workers import WorkerEvaluate, recipe_of, require_room
 from toggle_edge.report.progress import Reporter
-from toggle_edge.search.dimensions import unit_dimensions
+from toggle_edge.search.executors import LocalProcesses
 from toggle_edge.search.outcomes import AVGPP
 from toggle_edge.search.seeds import initial_design
 from toggle_edge.search.sensitivity import Sensitivities, expected_harm, measure
@@ -21,30 +23,9 @@ from toggle_edge.search.space import Space
 from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Ledger, Observation, Trial
 from toggle_edge.store import Store, StoredStudy
-from toggle_edge.targets import target_named
-
-VIOLATED_PROBES = "violated_probes"
-"""The key of a trial's payload with the search probes, by number, that violate each mode."""
 
 SENSITIVITY_PROBES = 12
 """Probes on which one unit at a time is lowered: enough to tell delicate units from others, a fifth of a trial each."""
-
-
-def space_of(prepared: Prepared) -> Space:
-    """What the search varies: a format for each unit of layers that read the same input and, on a target where zeros
-    pay, a sparsity. Raises ConfigError where profile and target have no format in common."""
-    units: dict[str, list[str]] = {}
-    roles: dict[str, str] = {}
-    for layer in prepared.model.layers:
-        units.setdefault(layer.group, []).append(layer.name)
-        roles[layer.group] = layer.role
-    dimensions = unit_dimensions(
-        units,
-        prepared.menu(),
-        sparsities=target_named(prepared.target).sparsities,
-        menus={unit: prepared.menu(role) for unit, role in roles.items()},
-    )
-    return Space(prepared.layers, dimensions, lambda config: prepared.cost(config).proxy_flops)
 
 
 def sensitivities_of(prepared: Prepared, space: Space, report: Reporter) -> Sensitivities:
@@ -60,7 +41,7 @@ def sensitivities_of(prepared: Prepared, space: Space, report: Reporter) -> Sens
     )
     return measure(
         space,
-        lambda config: _observed(prepared, evaluator.evaluate(config))[0],
+        lambda config: observed(prepared.specification, evaluator.evaluate(config))[0],
         prepared.baseline,
         lambda done, of: report("sensitivity", done, of, "one unit lowered at a time"),
     )
@@ -85,10 +66,13 @@ def search(
     seed: int,
     max_trials: int,
     report: Reporter,
+    batch: int = 1,
+    workers: int = 1,
 ) -> tuple[Trial, ...]:
     """Find configs that keep the contract at the least proxy cost. Goes on where the ledger ends.
 
-    A search that goes on must be given the sensitivities that it began with.
+    A search that goes on must be given the sensitivities and the batch that it began with; how many `workers` evaluate
+    does not matter to it. Raises ConfigError where so many do not fit into memory, SearchError when one is killed.
     """
     space = space_of(prepared)
     study = Study(
@@ -99,6 +83,7 @@ def search(
         modes={name: mode.avgpp for name, mode in prepared.specification.items()},
         initial=initial_design(space, expected_harm(space, sensitivities)[AVGPP]),
         sensitivities=sensitivities,
+        batch=batch,
     )
     known, seconds, begun = list(ledger.trials()), list[float](), time.monotonic()
     order: list[int] = []
@@ -111,10 +96,10 @@ def search(
         report("search", len(known), max_trials, standing.note, standing)
 
     def on_batch(before: Sequence[Trial]) -> None:
-        order[:] = reading_order(_violations(before, len(prepared.probes.search)))
+        order[:] = reading_order(violations(before, len(prepared.probes.search)))
 
     def evaluate(config: Config, /) -> tuple[Observation, Mapping[str, object]]:
-        return _observed(prepared, prepared.evaluator.evaluate(config, order))
+        return observed(prepared.specification, prepared.evaluator.evaluate(config, order))
 
     def on_trial(trial: Trial) -> None:
         nonlocal begun
@@ -124,34 +109,10 @@ def search(
         tell()
 
     tell()
-    return study.run(evaluate, on_trial, on_batch=on_batch)
-
-
-def _observed(prepared: Prepared, evaluation: Evaluation) -> tuple[Observation, Mapping[str, object]]:
-    observation = Observation(
-        proxy_flops=evaluation.cost.proxy_flops,
-        avgpp=evaluation.avgpp,
-        robustness={name: verdict.robustness for name, verdict in evaluation.modes.items()},
-        feasible={name: evaluation.holds(name, prepared.specification) for name in evaluation.modes},
-        properties=evaluation.bounds,
-        refuted=evaluation.refuted,
-    )
-    verdicts = {name: dataclasses.asdict(verdict) for name, verdict in evaluation.modes.items()}
-    return observation, {
-        "modes": verdicts,
-        "proxy_bytes": evaluation.cost.proxy_bytes,
-        "probes_read": evaluation.read,
-        VIOLATED_PROBES: {name: list(probes) for name, probes in evaluation.violated.items()},
-    }
-
-
-def _violations(trials: Sequence[Trial], probes: int) -> list[int]:
-    """How often each probe violated a mode: all that a resumed search knows too."""
-    counts = [0] * probes
-    for trial in trials:
-        found = trial.payload.get(VIOLATED_PROBES, {})
-        assert isinstance(found, Mapping)  # noqa: S101  (narrows the type; we wrote it)
-        for violated in found.values():
-            for probe in violated:
-                counts[probe] += 1
-    return counts
+    if workers == 1:
+        return study.run(evaluate, on_trial, on_batch=on_batch)
+    require_room(prepared, workers)
+    with LocalProcesses(workers) as executor:
+        # The list is this one: what a worker is sent has the order of its batch.
+        remote = WorkerEvaluate(recipe_of(prepared, workers), order)
+        return study.run(remote, on_trial, on_batch=on_batch, executor=executor)

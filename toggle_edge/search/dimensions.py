@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toggle_edge.config import SCALE_BITS, Format
-from toggle_edge.errors import SearchError
+from toggle_edge.errors import ConfigError, SearchError
 
 FORMAT, SPARSITY = "format", "sparsity"
 KEPT, KV_GROUPS, CHANNELS = "kept", "kv_groups", "channels"
@@ -101,18 +101,18 @@ class Dimension:
 def within(menu: Sequence[Format], *, least_bits: float = 0.0, most_bits: float = 64.0) -> tuple[Format, ...]:
     """The formats of a menu whose bits lie within bounds, by ascending storage bits.
 
-    Raises SearchError on bounds that contradict each other, or that leave nothing of the menu.
+    Raises ConfigError on bounds that contradict each other, or that leave nothing of the menu.
     """
     if least_bits > most_bits:
-        raise SearchError(
+        raise ConfigError(
             f"space: expected bounds in order, got at least {least_bits:g} and at most {most_bits:g} bits"
         )
     kept = [fmt for fmt in menu if least_bits <= fmt.bits <= most_bits]
     if not kept:
         offered = ", ".join(map(str, menu)) or "nothing"
-        raise SearchError(
+        raise ConfigError(
             f"space: no format has {least_bits:g} to {most_bits:g} bits; the target's menu has {offered}: widen the "
-            "bounds, or choose another target"
+            "bounds, add formats, or choose another target"
         )
     return tuple(sorted(kept, key=storage_bits))
 
@@ -149,8 +149,14 @@ def block_dimensions(
     channels: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[Dimension, ...]:
     """Structural dimensions. `blocks` maps a block to all its layers; the others say which blocks may go, and how many
-    kv groups or channels a block may keep, the largest number being all that it has."""
-    found = [Dimension(f"block {b}", KEPT, (0, 1), tuple(blocks[b]), b) for b in sorted(removable)]
+    kv groups or channels a block may keep, the largest number being all that it has.
+
+    Raises SearchError where all blocks could be left out at once: what remained would be no model.
+    """
+    gone = sorted(removable)
+    if blocks and set(blocks) <= set(gone):
+        raise SearchError(f"space: expected a block that always stays, all of {gone} could be left out")
+    found = [Dimension(f"block {b}", KEPT, (0, 1), tuple(blocks[b]), b) for b in gone]
     for kind, counts in ((KV_GROUPS, kv_groups or {}), (CHANNELS, channels or {})):
         for block, kept in sorted(counts.items()):
             name = f"block {block} {kind.replace('_', ' ')}"

@@ -39,7 +39,7 @@ class Space:
     """The dimensions, and the known cost of any config (any unit, minimised).
 
     `layers` is the order in which a config lists its layers; each belongs to one FORMAT dimension. Raises SearchError
-    where that is not so, on two dimensions of one name, and where every block could be left out.
+    where that is not so, and on two dimensions of one name.
     """
 
     layers: tuple[str, ...]

@@ -35,7 +35,7 @@ def _to_4(connection: sa.Connection) -> None:
 
 
 def _to_5(connection: sa.Connection) -> None:
-    """Finalists' readings on selection probes."""
+    """Finalists' readings on selection probes; studies say in batches of how many trials they search."""
     metadata = sa.MetaData()
     sa.Table("studies", metadata, sa.Column("id", sa.Integer, primary_key=True))
     sa.Table(
@@ -48,6 +48,7 @@ def _to_5(connection: sa.Connection) -> None:
         sa.Column("avgpp", sa.Double),
         sa.Column("created", sa.Text, nullable=False),
     ).create(connection)
+    _add(connection, "studies", "batch", "INTEGER DEFAULT '1' NOT NULL")
 
 
 def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:

@@ -31,6 +31,7 @@ class StudyIdentity:
     seed: int
     quantiser: str = "rtn"
     pruner: str = "magnitude"
+    batch: int = 1
 
 
 IDENTIFYING = {
@@ -42,6 +43,7 @@ IDENTIFYING = {
     "seed": "the seed",
     "quantiser": "the quantiser",
     "pruner": "the pruner",
+    "batch": "the number of trials in a batch",
 }
 """What must be equal for trials to be comparable, in words. A file may move."""
 
@@ -67,6 +69,7 @@ class StoredStudy:
     sensitivity: Mapping[str, float] | None
     quantiser: str
     pruner: str
+    batch: int
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ studies = sa.Table(
     sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
     # Since version 4; until then nothing was pruned.
     sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
+    # Since version 5; until then trials were proposed one by one.
+    sa.Column("batch", sa.Integer, nullable=False, server_default="1"),
 )
 trials = sa.Table(
     "trials",
