@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from toggle_runtime.backends import onnx as backend
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError, ExportError
-from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape, why_not
+from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape
 from toggle_edge.export.graphs import GRAPHS
 from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.parity import TOLERANCE, check_parity
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.model.removal import REMOVABLE
+from toggle_edge.pipeline.spaces import removable
+from toggle_edge.profiles import SearchBounds, load_profile
 from toggle_edge.structure import Structure
 
 TOKENS = np.random.default_rng(0).integers(3, 500, 40).tolist()
@@ -92,13 +95,15 @@ def test_what_cannot_be_narrowed_is_known_before_a_search(
 ) -> None:
     if model.module.config.model_type not in REMOVABLE:
         pytest.skip("nothing can be removed of it, exported or not")
-    why = why_not(model, part)
+    bounds = SearchBounds(structure=(part,), keep=(0.5,))
+    profile = dataclasses.replace(load_profile("default"), bounds=bounds)
     try:
         narrowed(skeleton, model.anatomy, structure)
     except ExportError:
-        assert why is not None
+        with pytest.raises(ConfigError, match="could not be exported"):
+            removable(model, profile)
     else:
-        assert why is None
+        assert removable(model, profile).parts == (part,)
 
 
 def test_structure_is_exported_exactly_or_refused(

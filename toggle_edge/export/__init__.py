@@ -10,14 +10,15 @@ from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
-from toggle_edge.export.graphs import build_skeleton, why_not
-from toggle_edge.export.narrowing import narrowed, narrowed_shape
+from toggle_edge.export.graphs import WHOLE_ONLY, build_skeleton, why_not
+from toggle_edge.export.narrowing import narrowed, narrowed_shape, narrows
 from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
 
 __all__ = [
     "EXPORTERS",
+    "WHOLE_ONLY",
     "Artifact",
     "Exporter",
     "Skeleton",
@@ -25,6 +26,7 @@ __all__ = [
     "exporter_for",
     "narrowed",
     "narrowed_shape",
+    "narrows",
     "why_not",
 ]
 

@@ -42,24 +42,12 @@ runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weight")
 
 
-def refused_heads(model: LanguageModel) -> str | None:
-    """Why the fused kernel would refuse the model's heads; None where it takes them."""
-    if model.shape.head_size % HEAD_SIZE_STEP == 0:
-        return None
-    return (
-        f"the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, this model's are of size "
-        f"{model.shape.head_size}"
-    )
-
-
 def built_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
     """Build a model's skeleton, or read it from `cache`, where it is kept by the model's digest.
 
     Raises ExportError when the builder fails or its graph is not one that we can rewrite.
     """
     config: Any = model.module.config
-    if (why := refused_heads(model)) is not None:
-        raise ExportError(f"export of {model.folder}: {why}")
     folder = cache / model.digest[:16]
     if not (folder / "model.onnx").is_file():
         _run_builder(model.folder, folder, packed=config.model_type in PACKED)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toggle_edge.errors import ExportError
-from toggle_edge.export.builder import BUILT, built_skeleton, refused_heads
+from toggle_edge.export.builder import BUILT, HEAD_SIZE_STEP, built_skeleton
 from toggle_edge.export.gpt2 import gpt2_skeleton
-from toggle_edge.export.narrowing import SANDWICHED, biased
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.load import LanguageModel
 
@@ -19,38 +18,32 @@ GRAPHS: Mapping[str, Callable[[LanguageModel, Path], Skeleton]] = {
 }
 
 
+WHOLE_ONLY = ("gemma2",)
+"""Those of whose graphs nothing can be taken out yet: their norms come after what is added, too."""
+
+
+def why_not(model: LanguageModel) -> str | None:
+    """Why a model has no skeleton, known before one is built; None where it may have one."""
+    config: Any = model.module.config
+    if config.model_type not in GRAPHS:
+        return (
+            f"expected an architecture among {', '.join(sorted(GRAPHS))}, got {config.model_type!r}; others can be "
+            "searched and checked, and not exported yet"
+        )
+    if config.model_type in BUILT and model.shape.head_size % HEAD_SIZE_STEP:
+        return (
+            f"the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, this model's are of size "
+            f"{model.shape.head_size}"
+        )
+    return None
+
+
 def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
     """A model's skeleton. What takes long to build is kept in `cache`, by the model's digest.
 
     Raises ExportError for an architecture that is not in `GRAPHS`, and where its graph cannot be built.
     """
-    config: Any = model.module.config
-    if (why := unknown_graph(model)) is not None:
+    if (why := why_not(model)) is not None:
         raise ExportError(f"export of {model.folder}: {why}")
+    config: Any = model.module.config
     return GRAPHS[config.model_type](model, cache)
-
-
-def unknown_graph(model: LanguageModel) -> str | None:
-    """Why nobody here makes the model's graph; None where somebody does."""
-    config: Any = model.module.config
-    if config.model_type in GRAPHS:
-        return None
-    return (
-        f"expected an architecture among {', '.join(sorted(GRAPHS))}, got {config.model_type!r}; others can be "
-        "searched and checked, and not exported yet"
-    )
-
-
-def why_not(model: LanguageModel, part: str) -> str | None:
-    """Why a model that lost some of a part of its structure could not be exported, as far as that is known before its
-    graph is built: `blocks`, `kv_groups` or `channels`. None where nothing is against it."""
-    config: Any = model.module.config
-    if (why := unknown_graph(model)) is not None:
-        return why
-    if config.model_type in BUILT and (why := refused_heads(model)) is not None:
-        return why
-    if config.model_type in SANDWICHED:
-        return f"{config.model_type} norms what attention adds alone"
-    if part in biased(model.anatomy):
-        return "matrices that it narrows have biases"
-    return None

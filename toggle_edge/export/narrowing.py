@@ -21,9 +21,6 @@ from toggle_edge.model.remaining import Anatomy, block_of, require_fits
 from toggle_edge.structure import Kept, Structure
 
 _NODE = re.compile(r"/model/layers\.(\d+)/(\w+)/")
-SANDWICHED = ("gemma2",)
-"""Architectures with a norm after attention too, so that the stream between blocks is no pair of tensors."""
-
 _SUMMING = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 _HEAD_NORM = re.compile(r"/model/layers\.(\d+)/attn/([qk])_norm/Reshape_2")
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
@@ -35,15 +32,10 @@ def narrowed_shape(shape: ModelShape, kept: Kept) -> ModelShape:
     return dataclasses.replace(shape, kept=blocks)
 
 
-def biased(anatomy: Anatomy) -> frozenset[str]:
-    """Of `kv_groups` and `channels`, those of which matrices with biases would have to lose some."""
+def narrows(anatomy: Anatomy) -> tuple[bool, bool]:
+    """Whether a graph may lose kv groups, and channels: not where the matrices that become narrower have biases."""
     blocks = anatomy.unlayered.blocks
-    groups = any(by_group for _, by_group, _ in blocks)
-    return frozenset(
-        name
-        for name, there in (("kv_groups", groups), ("channels", any(inner for *_, inner in blocks)))
-        if there
-    )
+    return not any(by_group for _, by_group, _ in blocks), not any(by_channel for *_, by_channel in blocks)
 
 
 def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skeleton:

@@ -132,6 +132,10 @@ def prepare(
     return Prepared(model, profile, specification, tuple(sources), probes, bank, evaluator, certifier, target)
 
 
+def _of_wanted(probes: ProbeSplit, counts: ProbeCounts) -> str:
+    return "" if len(probes.selection) == counts.selection else f" of {counts.selection}"
+
+
 def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pruner: str) -> LayerBank:
     """The model's layers, compressed by what they see on `probes`: the search's, for the certificate's stay unseen."""
     return LayerBank(
@@ -143,10 +147,6 @@ def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pr
         ),
         folder=cache_folder() / "layers",
     )
-
-
-def _of_wanted(probes: ProbeSplit, counts: ProbeCounts) -> str:
-    return "" if len(probes.selection) == counts.selection else f" of {counts.selection}"
 
 
 def _check_answers(specification: Mapping[str, ModeSpecification], probes: ProbeSplit) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from toggle_edge.compress.structure import structure_menu
 from toggle_edge.config import Format
 from toggle_edge.errors import ConfigError
-from toggle_edge.export import EXPORTERS, why_not
+from toggle_edge.export import EXPORTERS, WHOLE_ONLY, narrows, why_not
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.remaining import Anatomy, block_of
 from toggle_edge.pipeline.preparing import Prepared
@@ -147,23 +147,28 @@ def _counts(anatomy: Anatomy, keep: tuple[float, ...]) -> dict[str, dict[int, li
 def _obstacles(model: LanguageModel, profile: Profile) -> dict[str, str]:
     """By part, why it cannot be removed; parts that can are absent."""
     every = dict.fromkeys(profile.bounds.structure)
+    module: Any = model.module
+    kind = module.config.get_text_config().model_type
     try:
         anatomy = model.anatomy
     except ConfigError:
-        module: Any = model.module
-        kind = module.config.get_text_config().model_type
         return dict.fromkeys(every, f"how heads and channels lie in the matrices of {kind!r} is not known")
-    refused = {part: why for part in every if (why := why_not(model, part)) is not None}
-    unexported = {part: f"it could not be exported then: {why}" for part, why in refused.items()}
-    return dict(_lacking(anatomy, profile.bounds.keep)) | unexported
+    if (why := why_not(model)) is not None:
+        return dict.fromkeys(every, f"it could not be exported: {why}")
+    if kind in WHOLE_ONLY:
+        return dict.fromkeys(every, f"it could not be exported: graphs of {kind!r} can lose nothing yet")
+    return dict(_lacking(anatomy, profile.bounds.keep))
 
 
 def _lacking(anatomy: Anatomy, keep: tuple[float, ...]) -> Iterator[tuple[str, str]]:
+    counts, (groups, channels) = _counts(anatomy, keep), narrows(anatomy)
     if anatomy.blocks == 1:
         yield BLOCKS, "it has one block"
-    for part, counts in _counts(anatomy, keep).items():
-        if not counts:
+    for part, may in ((KV_GROUPS, groups), (CHANNELS, channels)):
+        if not counts[part]:
             yield part, "no share of search.keep is less than all of them, rounded"
+        elif not may:
+            yield part, "it could not be exported: its matrices have biases"
 
 
 def _by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:

@@ -35,7 +35,7 @@ def _to_4(connection: sa.Connection) -> None:
 
 
 def _to_5(connection: sa.Connection) -> None:
-    """Finalists' readings on selection probes."""
+    """Finalists' readings on selection probes; studies say in batches of how many trials they search."""
     metadata = sa.MetaData()
     sa.Table("studies", metadata, sa.Column("id", sa.Integer, primary_key=True))
     sa.Table(
@@ -48,10 +48,6 @@ def _to_5(connection: sa.Connection) -> None:
         sa.Column("avgpp", sa.Double),
         sa.Column("created", sa.Text, nullable=False),
     ).create(connection)
-
-
-def _to_6(connection: sa.Connection) -> None:
-    """Studies say in batches of how many trials they search."""
     _add(connection, "studies", "batch", "INTEGER DEFAULT '1' NOT NULL")
 
 
@@ -59,5 +55,5 @@ def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:
     connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} {kind}"))
 
 
-MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5, 6: _to_6}
+MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 """By the version that each leads to, from the version before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 5
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -32,7 +32,7 @@ studies = sa.Table(
     sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
     # Since version 4; until then nothing was pruned.
     sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
-    # Since version 6; until then trials were proposed one by one.
+    # Since version 5; until then trials were proposed one by one.
     sa.Column("batch", sa.Integer, nullable=False, server_default="1"),
 )
 trials = sa.Table(
