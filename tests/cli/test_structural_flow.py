@@ -34,7 +34,7 @@ LOOSE = (
 )
 
 pytestmark = pytest.mark.timeout(600)
-Call = Callable[..., dict[str, Any]]
+Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +46,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run a command there, which must not be broken; gives the object that it prints."""
+    """Run a command there, which must not be broken; gives the object, or the text, that it prints."""
     monkeypatch.chdir(folder)
 
-    def run(*arguments: object) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["toggle-edge", *map(str, arguments), "--json"])
+    def run(*arguments: object, as_json: bool = True) -> Any:
+        monkeypatch.setattr(
+            sys, "argv", ["toggle-edge", *map(str, arguments), *(["--json"] if as_json else [])]
+        )
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capfd.readouterr()
         assert ended.value.code in (0, 1, None), captured.err
-        return dict(json.loads(captured.out))
+        return json.loads(captured.out) if as_json else captured.out
 
     return run
 
 
 def search(call: Call, study: str, trials: int, *more: str) -> dict[str, Any]:
-    return call("search", MODEL, "--profile", "loose.toml", "--study", study, "--trials", trials, *more)
+    arguments = ("--profile", "loose.toml", "--study", study, "--trials", trials)
+    return dict(call("search", MODEL, *arguments, *more))
 
 
 def trials_of(study: str) -> Sequence[Trial]:
@@ -88,6 +91,9 @@ def test_what_a_mode_selects_is_checked_and_exported_without_that_structure(call
     chosen = found["selected"]["relaxed"]
     config = Config.from_json(json.loads(Path(chosen["config_file"]).read_text()))
     assert config.structure
+    arguments = ("--profile", "loose.toml", "--study", "once", "--trials", TRIALS)
+    shown = " ".join(call("search", MODEL, *arguments, as_json=False).split())
+    assert f"structure relaxed: {config.structure.summary()}" in shown
     checked = call(
         "check", MODEL, "--profile", "loose.toml", "--mode", "relaxed", "--config", chosen["config_file"]
     )

@@ -85,6 +85,17 @@ def test_a_removed_block_has_no_layers_and_what_is_chosen_for_it_has_no_effect()
     assert RICH.levels(config)[other] == RICH.safest[other]
 
 
+def test_a_unit_may_lie_in_several_blocks() -> None:
+    units = {"both": ("0.x", "1.x"), "second": ("1.y",)}
+    blocks = {0: ("0.x",), 1: ("1.x", "1.y")}
+    dimensions = (*unit_dimensions(units, MENU), *block_dimensions(blocks, removable=[1]))
+    space = Space(("0.x", "1.x", "1.y"), dimensions, cost)
+    assert space.canonical((1, 0, 0)) == space.levels(space.decode((1, 0, 0))) == (1, 3, 0)
+    dimensions = (*unit_dimensions({"both": ("1.x", "0.x"), "second": ("1.y",)}, MENU), dimensions[-1])
+    space = Space(("0.x", "1.x", "1.y"), dimensions, cost)
+    assert space.levels(space.decode((1, 0, 0))) == (1, 3, 0)
+
+
 def test_sparsities_and_structure_reach_the_config() -> None:
     levels = list(RICH.safest)
     for n, each in enumerate(RICH.dimensions):

@@ -146,11 +146,12 @@ class Space:
                 return counts[each.kind].get(each.block or 0, each.choices[-1])
             if gone and gone.issuperset(each.layers):
                 return each.choices[-1]
-            if each.layers[0] not in formats:
+            layer = next((layer for layer in each.layers if layer in formats), None)
+            if layer is None:
                 raise SearchError(
                     f"space: the config's layers are not the space's; it lacks {each.layers[0]!r}"
                 )
-            return formats[each.layers[0]] if each.kind == FORMAT else sparsities.get(each.layers[0], 0.0)
+            return formats[layer] if each.kind == FORMAT else sparsities.get(layer, 0.0)
 
         found = tuple(_level(each, chosen(each)) for each in self.dimensions)
         if self.decode(found) != config and self.decode(found).digest != config.digest:
@@ -161,6 +162,8 @@ class Space:
 
     def canonical(self, levels: Levels) -> Levels:
         """The levels that the config of these has: what is chosen for a block that is left out becomes the safest."""
+        if self._formats_only:
+            return levels
         return tuple(
             size - 1 if removals and all(levels[index] == 0 for index in removals) else level
             for level, size, removals in zip(levels, self.sizes, self._removals, strict=True)
