@@ -91,18 +91,22 @@ class Profile:
     pruner: str = PRUNERS[0]
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out.
+    def content(self) -> dict[str, object]:
+        """What the profile asks for, whatever its file is called and however it is laid out.
 
         Without `trials`: a study that goes on for longer is the same study. And without `quantiser` and `pruner`, which
         studies remember by name.
         """
-        content = {
+        return {
             key: value
             for key, value in dataclasses.asdict(self).items()
             if key not in ("name", "path", "trials", "quantiser", "pruner")
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
 def builtin_profiles() -> dict[str, Path]:

@@ -180,6 +180,7 @@ def identity_of(prepared: Prepared, seed: int) -> StudyIdentity:
         seed=seed,
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
+        profile_content=prepared.profile.content,
     )
 
 

@@ -28,10 +28,10 @@ from toggle_edge.errors import ConfigError, SearchError, StoreError, StudyError
 from toggle_edge.profiles import nearest
 from toggle_edge.search.trial import Ledger, Trial
 from toggle_edge.store import tables
+from toggle_edge.store.differences import differences
 from toggle_edge.store.engine import DEFAULT_URL, connect
 from toggle_edge.store.migrations import MIGRATIONS
 from toggle_edge.store.rows import (
-    IDENTIFYING,
     StoredBundle,
     StoredRun,
     StoredStudy,
@@ -105,8 +105,8 @@ class Store:
     def open_study(self, name: str, identity: StudyIdentity) -> StoredStudy:
         """The study of this name, created if there is none.
 
-        Raises StudyError naming every difference if it exists with another model, profile, set of probes, target
-        or seed: its trials would not be comparable.
+        Raises StudyError naming every difference if it exists with another model, profile, set of probes, target,
+        seed, quantiser or pruner: its trials would not be comparable.
         """
         with self._transaction() as connection:
             found = self._find_study(connection, name)
@@ -116,14 +116,9 @@ class Store:
                 found = self._find_study(connection, name)
         if found is None:
             raise StoreError(f"store: {self._where}: study {name!r} was written and cannot be read")
-        differences = [
-            f"{what} was {_short(found[key])}, is now {_short(getattr(identity, key))}"
-            for key, what in IDENTIFYING.items()
-            if found[key] != getattr(identity, key)
-        ]
-        if differences:
+        if differing := differences(found, identity):
             raise StudyError(
-                f"store: study {name!r} was started differently: {'; '.join(differences)}; "
+                f"store: study {name!r} was started differently: {'; '.join(differing)}; "
                 "choose another study name (or work folder), or go back to what it was started with"
             )
         return StoredStudy(**found)
@@ -307,12 +302,6 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except (RecordError, ConfigError, SearchError) as exc:
         raise StoreError(f"store: a stored {what} cannot be read: {exc}; restore a backup") from exc
-
-
-def _short(value: object) -> str:
-    if value is None:
-        return "not noted (by an older toggle-edge)"
-    return f"{str(value)[:12]!r}" if len(str(value)) == 64 else repr(value)
 
 
 def _now() -> str:

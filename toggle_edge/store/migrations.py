@@ -34,9 +34,14 @@ def _to_4(connection: sa.Connection) -> None:
     _add(connection, "trials", "refuted", "BOOLEAN")
 
 
+def _to_5(connection: sa.Connection) -> None:
+    """Studies keep what their profile asked for, not only its digest."""
+    _add(connection, "studies", "profile_content", "JSON")
+
+
 def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:
     connection.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} {kind}"))
 
 
-MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3, 4: _to_4}
+MIGRATIONS: Mapping[int, Migration] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 """By the version that each leads to, from the version before."""

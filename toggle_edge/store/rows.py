@@ -15,7 +15,8 @@ from toggle_edge.search.trial import Observation, Trial
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """What a search was started with. Digests are SHA-256 in hex; folder and path are where the files were."""
+    """What a search was started with. Digests are SHA-256 in hex; folder and path are where the files were.
+    `profile_content` is what `profile_digest` is of, so that a difference can be named; None where it is not known."""
 
     model: str
     model_digest: str
@@ -29,19 +30,7 @@ class StudyIdentity:
     seed: int
     quantiser: str = "rtn"
     pruner: str = "magnitude"
-
-
-IDENTIFYING = {
-    "model_digest": "the model's files",
-    "profile": "the profile",
-    "profile_digest": "the profile's content",
-    "probes_digest": "the probes",
-    "target": "the target",
-    "seed": "the seed",
-    "quantiser": "the quantiser",
-    "pruner": "the pruner",
-}
-"""What must be equal for trials to be comparable, in words. A file may move."""
+    profile_content: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,7 @@ class StoredStudy:
     sensitivity: Mapping[str, float] | None
     quantiser: str
     pruner: str
+    profile_content: Mapping[str, object] | None
 
 
 @dataclass(frozen=True)

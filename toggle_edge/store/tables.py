@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = sa.MetaData()
 _Json = sa.JSON(none_as_null=True)
@@ -32,6 +32,7 @@ studies = sa.Table(
     sa.Column("quantiser", sa.Text, nullable=False, server_default="rtn"),
     # Since version 4; until then nothing was pruned.
     sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
+    sa.Column("profile_content", _Json),  # since version 5; NULL in studies that are older
 )
 trials = sa.Table(
     "trials",
