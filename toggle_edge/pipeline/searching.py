@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
-from toggle_edge.pipeline.trials import search, stored_sensitivities
+from toggle_edge.pipeline.trials import search, space_of, stored_sensitivities
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
 from toggle_edge.search.diagnosis import Blocked, blocked
@@ -26,6 +28,9 @@ from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, open_store
 from toggle_edge.targets import target_named
 from toggle_edge.workspace import workspace
+
+NEAREST = 4
+"""So many refuted trials are read to the end to say what blocks a mode."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         target=options.target,
     )
     require_whole(prepared.model)
+    space_of(prepared)  # what leaves nothing to search is refused before anything is written
     name = options.study or f"{prepared.model.folder.name}-{prepared.profile.name}-{options.seed}"
     with workspace(options.output / _plain(name)) as folder, open_store(options.store) as store:
         if options.resume:
@@ -77,7 +83,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
         selected = _selected(prepared, chosen, folder, report)
     mode = prepared.profile.default_mode
-    outcome, reason = _outcome(selected[mode], blocked(trials, mode, prepared.specification[mode].avgpp))
+    outcome, reason = _outcome(selected[mode], _why(prepared, trials, mode, report))
     return SearchResult(
         outcome=outcome,
         reason=reason,
@@ -125,6 +131,39 @@ def _winner(
         avgpp=evaluation.avgpp,
         holds=evaluation.holds(mode, prepared.specification),
     )
+
+
+def _why(prepared: Prepared, trials: Sequence[Trial], mode: str, report: Reporter) -> Blocked | None:
+    """What blocks a mode without a feasible trial.
+
+    Where every trial was refuted early none says by how much it fails: then the likeliest are read to the end.
+    """
+    target = prepared.specification[mode].avgpp
+    found = blocked(trials, mode, target)
+    if found is None or found.nearest is not None:
+        return found
+    refuted = [(t.observation.robustness[mode], t) for t in trials if t.observation.refuted]
+    likely = sorted(refuted, key=lambda pair: -math.inf if pair[0] is None else pair[0], reverse=True)[
+        :NEAREST
+    ]
+    whole: dict[int, Trial] = {}
+    for _, trial in likely:
+        whole[trial.index] = _read_whole(prepared, trial)
+        report("diagnosis", len(whole), len(likely), "no trial is feasible: reading the nearest to the end")
+    return blocked([whole.get(trial.index, trial) for trial in trials], mode, target)
+
+
+def _read_whole(prepared: Prepared, trial: Trial) -> Trial:
+    """A refuted trial as it would be if it had read all search probes."""
+    found = prepared.evaluator.evaluate(trial.config)
+    observation = dataclasses.replace(
+        trial.observation,
+        avgpp=found.avgpp,
+        robustness={name: verdict.robustness for name, verdict in found.modes.items()},
+        properties=found.bounds,
+        refuted=False,
+    )
+    return dataclasses.replace(trial, observation=observation)
 
 
 def _outcome(selected: Selected | None, why: Blocked | None) -> tuple[str, str | None]:
