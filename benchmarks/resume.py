@@ -13,13 +13,14 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,21 +81,21 @@ def host(work: Path, trials: int, candidates: int, local: bool) -> None:
     run_demo(DemoOptions(work, trials, candidates, local=local, plan=plan), report)
 
 
-def searching_host(work: Path, trials: int) -> None:
-    """The process that is killed where only the search is of interest: as `toggle-edge search` on the demo model."""
+def searching_host(work: Path, trials: int, probes: int) -> None:
+    """The process that is killed where only the search is of interest: as `toggle-edge search` on the demo model, under
+    the default profile with so many search probes."""
     import torch
 
     from toggle_edge.pipeline.inputs import demo_folder
     from toggle_edge.pipeline.searching import SearchOptions, run_search
+    from toggle_edge.profiles import builtin_profiles
 
     torch.set_num_threads(1)
+    text, profile = builtin_profiles()["default"].read_text(encoding="utf-8"), work / "fewer.toml"
+    profile.write_text(re.sub(r"(search|certificate) = \d+", rf"\1 = {probes}", text), encoding="utf-8")
     store = f"sqlite:///{work / STORE}"
-    run_search(
-        SearchOptions(
-            demo_folder() / "model", trials=trials, study="killed", store=store, output=work / "studies"
-        ),
-        report,
-    )
+    options = SearchOptions(demo_folder() / "model", str(profile), trials=trials, study="killed", store=store)
+    run_search(replace(options, output=work / "studies"), report)
 
 
 def moments_of(events: Sequence[Event]) -> dict[str, list[tuple[Event, float]]]:
@@ -215,17 +216,20 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, default=4, help="candidates that are exported (default 4)")
     parser.add_argument("--local", action="store_true", help="do without sshd")
     parser.add_argument("--only", choices=STAGES, help="kill in this stage alone")
+    parser.add_argument(
+        "--probes", type=int, default=59, help="search probes with --only search (default 59)"
+    )
     parser.add_argument("--host", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.host is not None:
         if options.only == "search":
-            searching_host(options.host, options.trials)
+            searching_host(options.host, options.trials, options.probes)
         else:
             host(options.host, options.trials, options.candidates, options.local)
         return 0
     arguments = [f"--trials={options.trials}", f"--candidates={options.candidates}"]
     arguments += ["--local"] if options.local else []
-    arguments += [f"--only={options.only}"] if options.only else []
+    arguments += [f"--only={options.only}", f"--probes={options.probes}"] if options.only else []
     stages = (options.only,) if options.only else STAGES
     with tempfile.TemporaryDirectory(prefix="toggle-edge-resume-") as folder:
         # One signing key for all, else the bundles of two runs could not be equal.
