@@ -221,9 +221,41 @@ def test_without_a_feasible_trial_the_blocking_property_and_what_would_help_are_
         found["reason"],
     )
     assert said is not None, found["reason"]
-    assert said[1] == said[2]
+    assert said[1] == said[2], "one property of one trial blocks"
     enough = 0.00001 + float(said[2])
     helped = blocked_search(call, begun, tmp_path, ("threshold = 0.25", f"threshold = {enough:.9f}"))
     assert helped["selected"]["optimal"] is not None, "what is advised helps"
     short = blocked_search(call, begun, tmp_path, ("threshold = 0.25", f"threshold = {0.9 * enough:.9f}"))
     assert short["selected"]["optimal"] is None, "and is not more than it takes"
+
+
+def test_where_no_single_change_would_help_all_that_it_takes_is_named(
+    call: Call, begun: Path, tmp_path: Path
+) -> None:
+    strictest = dict.fromkeys(re.findall(r"properties\.(\w+)", PROFILE), 1.0) | {"coherence": 0.0}
+    found = blocked_search(call, begun, tmp_path, *thresholds(strictest))
+    assert re.search(r"; no single change of the contract would help: it takes ", found["reason"])
+    weaker = {
+        k: float(v) for k, v in re.findall(r"threshold of (\w+) weaker by ([0-9.e-]+)", found["reason"])
+    }
+    assert len(weaker) >= 2
+    assert "AvgPP" not in found["reason"]
+    enough = {name: strictest[name] + (by if name == "coherence" else -by) for name, by in weaker.items()}
+    helped = blocked_search(call, begun, tmp_path, *thresholds({**strictest, **enough}))
+    assert helped["selected"]["optimal"] is not None, "all of it together helps"
+    for name in enough:
+        but_one = {**strictest, **enough, name: strictest[name]}
+        assert blocked_search(call, begun, tmp_path, *thresholds(but_one))["selected"]["optimal"] is None
+
+
+def thresholds(by_property: dict[str, float]) -> list[tuple[str, str]]:
+    """Changes of the profile's text."""
+    found = {name: re.search(rf"\[properties\.{name}\]\n.*\nthreshold = .*", PROFILE) for name in by_property}
+    return [
+        (
+            old[0],
+            re.sub(r"threshold = \S+$|threshold = \S+ #.*$", f"threshold = {by_property[name]:.12f}", old[0]),
+        )
+        for name, old in found.items()
+        if old is not None
+    ]

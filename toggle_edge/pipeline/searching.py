@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +14,19 @@ from toggle_edge.certify import Division, coverage_bound, of_selected
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
+from toggle_edge.pipeline.blocking import why_blocked
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.loop import DEFAULT_TARGET, Prepared, identity_of
 from toggle_edge.pipeline.reranking import cheapest_uniform, trial_row
 from toggle_edge.pipeline.trials import search, space_of, stored_sensitivities
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected
-from toggle_edge.search.diagnosis import Blocked, blocked
+from toggle_edge.search.diagnosis import Blocked
 from toggle_edge.search.finalists import predicted_selection
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, open_store
 from toggle_edge.targets import target_named
 from toggle_edge.workspace import workspace
-
-NEAREST = 4
-"""So many refuted trials are read to the end to say what blocks a mode."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         chosen = {mode: predicted_selection(trials, mode) for mode in prepared.specification}
         selected = _selected(prepared, chosen, folder, report)
     mode = prepared.profile.default_mode
-    outcome, reason = _outcome(selected[mode], _why(prepared, trials, mode, report))
+    outcome, reason = _outcome(selected[mode], why_blocked(prepared, trials, mode, report))
     return SearchResult(
         outcome=outcome,
         reason=reason,
@@ -131,39 +127,6 @@ def _winner(
         avgpp=evaluation.avgpp,
         holds=evaluation.holds(mode, prepared.specification),
     )
-
-
-def _why(prepared: Prepared, trials: Sequence[Trial], mode: str, report: Reporter) -> Blocked | None:
-    """What blocks a mode without a feasible trial.
-
-    Where every trial was refuted early none says by how much it fails: then the likeliest are read to the end.
-    """
-    target = prepared.specification[mode].avgpp
-    found = blocked(trials, mode, target)
-    if found is None or found.nearest is not None:
-        return found
-    refuted = [(t.observation.robustness[mode], t) for t in trials if t.observation.refuted]
-    likely = sorted(refuted, key=lambda pair: -math.inf if pair[0] is None else pair[0], reverse=True)[
-        :NEAREST
-    ]
-    whole: dict[int, Trial] = {}
-    for _, trial in likely:
-        whole[trial.index] = _read_whole(prepared, trial)
-        report("diagnosis", len(whole), len(likely), "no trial is feasible: reading the nearest to the end")
-    return blocked([whole.get(trial.index, trial) for trial in trials], mode, target)
-
-
-def _read_whole(prepared: Prepared, trial: Trial) -> Trial:
-    """A refuted trial as it would be if it had read all search probes."""
-    found = prepared.evaluator.evaluate(trial.config)
-    observation = dataclasses.replace(
-        trial.observation,
-        avgpp=found.avgpp,
-        robustness={name: verdict.robustness for name, verdict in found.modes.items()},
-        properties=found.bounds,
-        refuted=False,
-    )
-    return dataclasses.replace(trial, observation=observation)
 
 
 def _outcome(selected: Selected | None, why: Blocked | None) -> tuple[str, str | None]:
