@@ -62,11 +62,12 @@ class Volumes:
 
     def of(self, outcomes: Sequence[Observation]) -> dict[str, float]:
         dearest = self.problem.space.proxy_flops(self.problem.space.decode(self.problem.space.safest))
+        points = {
+            mode: [[o.proxy_flops / dearest, -(o.avgpp or 0.0)] for o in outcomes if o.feasible[mode]]
+            for mode in self.problem.targets
+        }
         return {
-            mode: hypervolume(
-                [[o.proxy_flops / dearest, -(o.avgpp or 0.0)] for o in outcomes if o.feasible[mode]],
-                (1.0, -target),
-            )
+            mode: hypervolume(points[mode], (1.0, -target)) if points[mode] else 0.0
             for mode, target in self.problem.targets.items()
         }
 
