@@ -2,7 +2,8 @@
 
 `python benchmarks/resume.py --kills 30 --seed 0` prints a table and ends with 1 if anything is lost, evaluated
 again, different or left behind. Moments are uniform in time within their stage, as an uninterrupted run's
-events divide it. Only the host is killed, as a crash would: agent, worker and sshd see their peer disappear.
+events divide it. Only the host is killed, as a crash would: agent, worker and sshd see their peer disappear. With
+`--only search` the host does no more than search, so that many kills of that take minutes.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from aftermath import State, losses, problems, state_of
+from aftermath import STORE, State, losses, problems, state_of
 
 STAGES = ("search", "export", "deploy", "run")
 PASSES = ("parity", "verify", "latency")
@@ -41,7 +43,8 @@ class Event:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        return self.stage, self.done, self.note
+        """What is the same in another run. A search's note says how long trials take."""
+        return self.stage, self.done, "" if self.stage == "search" else self.note
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,36 @@ class Outcome:
     problems: Sequence[str]
 
 
+def report(stage: str, done: int, of: int, note: str = "", standing: object = None) -> None:
+    """Tell every event on stderr."""
+    print(json.dumps([stage, done, of, note]), file=sys.stderr, flush=True)
+
+
 def host(work: Path, trials: int, candidates: int, local: bool) -> None:
-    """The process that is killed: the demo with a short plan, telling every event on stderr."""
+    """The process that is killed: the demo with a short plan."""
     from toggle_runtime.plan import Plan
 
     from toggle_edge.pipeline.demo import DemoOptions, run_demo
 
-    def report(stage: str, done: int, of: int, note: str = "", standing: object = None) -> None:
-        print(json.dumps([stage, done, of, note]), file=sys.stderr, flush=True)
-
     plan = Plan(list(PASSES), restarts=1, generations=2, warmups=1, tokens=8)
     run_demo(DemoOptions(work, trials, candidates, local=local, plan=plan), report)
+
+
+def searching_host(work: Path, trials: int, probes: int) -> None:
+    """The process that is killed where only the search is of interest: as `toggle-edge search` on the demo model, under
+    the default profile with so many search probes."""
+    import torch
+
+    from toggle_edge.pipeline.inputs import demo_folder
+    from toggle_edge.pipeline.searching import SearchOptions, run_search
+    from toggle_edge.profiles import builtin_profiles
+
+    torch.set_num_threads(1)
+    text, profile = builtin_profiles()["default"].read_text(encoding="utf-8"), work / "fewer.toml"
+    profile.write_text(re.sub(r"(search|certificate) = \d+", rf"\1 = {probes}", text), encoding="utf-8")
+    store = f"sqlite:///{work / STORE}"
+    options = SearchOptions(demo_folder() / "model", str(profile), trials=trials, study="killed", store=store)
+    run_search(replace(options, output=work / "studies"), report)
 
 
 def moments_of(events: Sequence[Event]) -> dict[str, list[tuple[Event, float]]]:
@@ -193,13 +215,22 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=24, help="trials of the search (default 24)")
     parser.add_argument("--candidates", type=int, default=4, help="candidates that are exported (default 4)")
     parser.add_argument("--local", action="store_true", help="do without sshd")
+    parser.add_argument("--only", choices=STAGES, help="kill in this stage alone")
+    parser.add_argument(
+        "--probes", type=int, default=59, help="search probes with --only search (default 59)"
+    )
     parser.add_argument("--host", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.host is not None:
-        host(options.host, options.trials, options.candidates, options.local)
+        if options.only == "search":
+            searching_host(options.host, options.trials, options.probes)
+        else:
+            host(options.host, options.trials, options.candidates, options.local)
         return 0
     arguments = [f"--trials={options.trials}", f"--candidates={options.candidates}"]
     arguments += ["--local"] if options.local else []
+    arguments += [f"--only={options.only}", f"--probes={options.probes}"] if options.only else []
+    stages = (options.only,) if options.only else STAGES
     with tempfile.TemporaryDirectory(prefix="toggle-edge-resume-") as folder:
         # One signing key for all, else the bundles of two runs could not be equal.
         os.environ["TOGGLE_EDGE_HOME"] = str(Path(folder) / "home")
@@ -210,7 +241,7 @@ def main() -> int:
         print(f"uninterrupted: {time.monotonic() - begun:.0f} s, {sizes}")
         print(f"{'':>3} {'stage':<7} {'killed':<60} {'trials':>6} {'runs':>4}   finished")
         pieces, rng = moments_of(events), np.random.default_rng(options.seed)
-        planned = [drawn(pieces, STAGES[index % len(STAGES)], rng) for index in range(options.kills)]
+        planned = [drawn(pieces, stages[index % len(stages)], rng) for index in range(options.kills)]
         bad = 0
         for first in range(0, len(planned), options.in_a_row):
             moments = planned[first : first + options.in_a_row]

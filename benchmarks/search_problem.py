@@ -26,6 +26,7 @@ from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.probes import Probe, probes_to_json, read_probes
 from toggle_edge.probes.splitting import sides_of
 from toggle_edge.profiles import load_profile
+from toggle_edge.search.dimensions import unit_dimensions
 from toggle_edge.search.space import Space
 from toggle_edge.search.trial import Observation
 from toggle_edge.signals import baseline_outputs, traces_of
@@ -220,23 +221,44 @@ def required(coverage: float, probes: int) -> int:
 
 def story_problem(shared: Path, name: str, cache: Path, menu: Sequence[Format] = MENU) -> Problem:
     """A story model with round-to-nearest formats per unit, probes from TinyStories, the default profile."""
-    model = load_model(shared / "models" / name)
+    return problem_of(shared, shared / "models" / name, cache / f"{name}.sqlite", menu)
+
+
+def problem_of(
+    shared: Path,
+    folder: Path,
+    path: Path,
+    menu: Sequence[Format],
+    *,
+    menus: Mapping[str, Sequence[Format]] | None = None,
+    counts: Mapping[str, int] = COUNTS,
+    steps: int = STEPS,
+    tokens: int = TOKENS,
+) -> Problem:
+    """As `story_problem`, of the model in `folder`, its evaluations in the file `path`; `menus` maps a unit to another
+    menu than `menu`, and `counts` has a set of probes less where none of it is wanted."""
+    model = load_model(folder)
     specification = specification_of(load_profile("default"))
     source = ProbeSource("stories", str(shared / "data" / "tinystories" / "stories.jsonl"))
     context = model.shape.context_tokens
-    loaded = read_probes([source], model.tokenizer, steps=STEPS, context_tokens=context, max_tokens=TOKENS)
+    loaded = read_probes([source], model.tokenizer, steps=steps, context_tokens=context, max_tokens=tokens)
     seen, judges = sides_of(loaded.probes)
+    searched, chosen = counts[SEARCH], counts.get(SELECTION, 0)
     split = {
-        SEARCH: seen[: COUNTS[SEARCH]],
-        SELECTION: seen[COUNTS[SEARCH] : COUNTS[SEARCH] + COUNTS[SELECTION]],
-        FRESH: judges[: COUNTS[FRESH]],
+        SEARCH: seen[:searched],
+        SELECTION: seen[searched : searched + chosen],
+        FRESH: judges[: counts.get(FRESH, 0)],
     }
-    if short := [part for part, count in COUNTS.items() if len(split[part]) < count]:
+    if short := [part for part, count in counts.items() if len(split[part]) < count]:
         raise SystemExit(f"{source}: too few probes for the {short[0]} side")
     units: dict[str, list[str]] = {}
     for layer in model.layers:
         units.setdefault(layer.group, []).append(layer.name)
     kept = model.kept_parameters
-    space = Space.of_units(units, menu, lambda config: predicted_cost(model.layers, config, kept).proxy_flops)
-    evaluations = Evaluations(model, specification, split, cache / f"{name}.sqlite")
-    return Problem(name, model, specification, evaluations, space)
+    space = Space(
+        tuple(layer for names in units.values() for layer in names),
+        unit_dimensions(units, menu, menus=menus),
+        lambda config: predicted_cost(model.layers, config, kept).proxy_flops,
+    )
+    evaluations = Evaluations(model, specification, split, path)
+    return Problem(folder.name, model, specification, evaluations, space)

@@ -143,13 +143,19 @@ def test_studies_do_not_mix(url: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_digest": "d2"}, "the model's files was 'd1', is now 'd2'"),
+        ({"model_digest": "d2"}, r"the model's content was 'd1', is now 'd2' \(/models/tiny has changed\)"),
         ({"profile": "p2"}, "the profile was 'p1', is now 'p2'"),
-        ({"profile_digest": "e2"}, "the profile's content was 'e1', is now 'e2'"),
-        ({"probes_digest": "f2"}, "the probes was 'f1', is now 'f2'"),
+        ({"profile_digest": "e2"}, r"the profile's content was 'e1', is now 'e2' \(/p1.toml has"),
+        (
+            {"profile_digest": "e2", "profile_path": "/p2.toml"},
+            r"'e2' \(/p1.toml, now /p2.toml\); choose",
+        ),
+        ({"probes_digest": "f2"}, r"the probes' content was 'f1', is now 'f2' \(/probes.jsonl has changed\)"),
         ({"target": "onnx-cuda"}, "the target was 'onnx-cpu'"),
         ({"seed": 2}, "the seed was 1, is now 2"),
         ({"batch": 4}, "the number of trials in a batch was 1, is now 4"),
+        ({"quantiser": "gptq"}, "the quantiser was 'rtn', is now 'gptq'"),
+        ({"pruner": "wanda"}, "the pruner was 'magnitude', is now 'wanda'"),
     ],
 )
 def test_a_study_is_not_continued_with_other_arguments(
@@ -160,6 +166,43 @@ def test_a_study_is_not_continued_with_other_arguments(
         with pytest.raises(StudyError, match=message):
             opened(store, **change)
         assert opened(store, model="moved", model_folder="/elsewhere", probes_path="/there") == first
+
+
+CONTENT: dict[str, object] = {
+    "modes": {"strict": {"coverage": 1.0, "avgpp": 99.0}},
+    "formats": ("int4-g32", "fp16"),
+    "budget": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (
+            {**CONTENT, "modes": {"strict": {"coverage": 0.9, "avgpp": 99.0}}},
+            ": modes.strict.coverage was 1.0, is now 0.9; choose",
+        ),
+        (
+            {**CONTENT, "formats": ("fp16",), "budget": {"ttft_ms": 5.0}},
+            ': formats was ["int4-g32", "fp16"], is now ["fp16"], budget.ttft_ms was absent, is now 5.0; choose',
+        ),
+        ({"formats": CONTENT["formats"]}, "modes.strict.avgpp was 99.0, is now absent"),
+        (
+            {**CONTENT, **{f"key{n}": n for n in range(9)}},
+            "key5 was absent, is now 5, and 3 keys more; choose",
+        ),
+        (None, "(/p1.toml has changed); choose"),
+    ],
+)
+def test_the_keys_of_a_profile_that_changed_are_named(
+    url: str, content: dict[str, object] | None, named: str
+) -> None:
+    with open_store(url) as store:
+        assert opened(store, profile_content=CONTENT).profile_content == json.loads(json.dumps(CONTENT))
+    with open_store(url) as store:
+        with pytest.raises(StudyError) as refused:
+            opened(store, profile_digest="e2", profile_content=content)
+        assert named in str(refused.value)
 
 
 def test_sensitivities_are_recorded_once_and_come_back(url: str) -> None:
@@ -376,7 +419,7 @@ def test_a_store_of_the_first_release_is_brought_up_to_date(url: str, tmp_path: 
         (run,) = store.runs(study.id)
         assert (run.record, run.measurements, run.certificate) == (record(), MEASUREMENTS, {"probes": 59})
         # What the older release did not note cannot be compared, so the search does not go on.
-        with pytest.raises(StudyError, match="the probes was not noted"):
+        with pytest.raises(StudyError, match="the probes' content was not noted"):
             opened(store)
         store.ledger(study.id).record(trial(1))
     with open_store(url) as store:

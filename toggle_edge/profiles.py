@@ -124,8 +124,8 @@ class Profile:
     bounds: SearchBounds = SearchBounds()
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of what the profile asks for, whatever its file is called and however it is laid out.
+    def content(self) -> dict[str, object]:
+        """What the profile asks for, whatever its file is called and however it is laid out.
 
         Without `trials`: a study that goes on for longer is the same study. And without `quantiser` and `pruner`, which
         studies remember by name.
@@ -138,7 +138,12 @@ class Profile:
         if self.bounds == SearchBounds():
             # A study that began before profiles had bounds goes on.
             del content["bounds"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
 def builtin_profiles() -> dict[str, Path]:

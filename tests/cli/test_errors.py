@@ -16,15 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Call
 from safetensors.torch import load_file, save_file
 from toggle_runtime.records import digest_of, to_json
 
-from toggle_edge import cli
 from toggle_edge.bundle import MANIFEST, read_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path, write_key
@@ -34,37 +33,6 @@ from toggle_edge.signing import sign, signing_key
 
 DEMO = demo_folder()
 PROFILE = (Path(__file__).parents[2] / "profiles" / "default.toml").read_text()
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
-    """Run a command in an empty folder."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["toggle-edge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    yield run
-    assert not any(
-        path.name.startswith(".") for path in (tmp_path / "cwd").rglob("*") if path.name != ".lock"
-    )
 
 
 @pytest.fixture(scope="module")

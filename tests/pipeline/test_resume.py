@@ -199,6 +199,17 @@ EVENTS = told(
 )
 
 
+def test_an_event_is_known_again_in_a_run_that_takes_longer() -> None:
+    fast, slow, later = told(
+        ("search", 3, 9, "1 feasible · 0.2 s/trial"),
+        ("search", 3, 9, "1 feasible · 2.5 s/trial"),
+        ("search", 4, 9, "1 feasible · 2.5 s/trial"),
+    )
+    assert fast.key == slow.key != later.key
+    shipped, running = told(("device", 0, 2, "fp16 shipped"), ("device", 0, 2, "fp16 verify 1/2"))
+    assert shipped.key != running.key
+
+
 def test_every_event_begins_a_piece_of_the_stage_that_follows_it() -> None:
     pieces = {
         stage: [EVENTS.index(event) for event, _ in each] for stage, each in resume.moments_of(EVENTS).items()

@@ -1,5 +1,7 @@
 """Zero feasible trials: which property blocks, by how much, and what would help."""
 
+import pytest
+
 from toggle_edge.config import Config, Format
 from toggle_edge.search.diagnosis import blocked
 from toggle_edge.search.trial import Observation, Trial
@@ -65,3 +67,15 @@ def test_nothing_is_blocked_where_a_trial_is_feasible_and_nothing_is_said_of_wha
     two = blocked([trial(0, 90.0, {"coherence": -0.1})], "m", 95.0)
     assert two is not None
     assert "no single change" in two.message
+    whole = "the threshold of coherence weaker by 0.1 and the AvgPP target lower by 5 for that trial"
+    assert whole in two.message
+
+
+@pytest.mark.parametrize(
+    ("by", "said"), [(0.05, "0.05"), (0.23041, "0.231"), (0.99999, "1"), (7.0001, "7.01")]
+)
+def test_what_is_advised_suffices(by: float, said: str) -> None:
+    found = blocked([trial(0, 97.0, {"coherence": -by})], "m", 95.0)
+    assert found is not None
+    assert f"the threshold of coherence weaker by {said} would" in found.message
+    assert float(said) >= by

@@ -182,5 +182,6 @@ def identity_of(prepared: Prepared, seed: int, batch: int = 1) -> StudyIdentity:
         seed=seed,
         quantiser=prepared.profile.quantiser,
         pruner=prepared.profile.pruner,
+        profile_content=prepared.profile.content,
         batch=batch,
     )

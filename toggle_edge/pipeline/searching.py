@@ -14,6 +14,7 @@ from toggle_edge.certify import Division, coverage_bound, of_selected
 from toggle_edge.errors import StudyError
 from toggle_edge.evaluate import Evaluation
 from toggle_edge.model.load import require_whole
+from toggle_edge.pipeline.blocking import why_blocked
 from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import prepared_for
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
@@ -25,7 +26,7 @@ from toggle_edge.profiles import load_profile
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.search import SearchResult, Selected, Selection
 from toggle_edge.search.confirmation import Confirmation
-from toggle_edge.search.diagnosis import Blocked, blocked
+from toggle_edge.search.diagnosis import Blocked
 from toggle_edge.search.trial import Trial
 from toggle_edge.store import DEFAULT_URL, Store, open_store
 from toggle_edge.workspace import workspace
@@ -92,7 +93,7 @@ def run_search(options: SearchOptions, report: Reporter) -> SearchResult:
         chosen = confirmed(prepared, trials, store, study.id, report)
         selected = _selected(prepared, trials, chosen, folder, report)
     mode = prepared.profile.default_mode
-    outcome, reason = _outcome(selected[mode], blocked(trials, mode, prepared.specification[mode].avgpp))
+    outcome, reason = _outcome(selected[mode], why_blocked(prepared, trials, mode, report))
     return SearchResult(
         outcome=outcome,
         reason=reason,

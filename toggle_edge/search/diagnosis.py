@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,16 +45,25 @@ class Blocked:
         if self.nearest is None:
             return f"mode {self.mode}: no trial could be judged ({self.unjudged} unset, {self.refuted} refuted early)"
         worst, by = next(iter(self.missing.items()))
-        text = (
-            f"mode {self.mode}: {worst} blocks; trial {self.nearest} comes nearest and misses it by {by:.3g}"
-        )
+        text = f"mode {self.mode}: {worst} blocks; trial {self.nearest} comes nearest and misses it by {_upwards(by)}"
         if not self.relaxations:
-            return f"{text}; no single change of the contract would help"
+            every = " and ".join(_weaker(key, value) for key, value in self.missing.items())
+            return f"{text}; no single change of the contract would help: it takes {every} for that trial"
         least = self.relaxations[0]
-        what = (
-            "the AvgPP target lower" if least.outcome == AVGPP else f"the threshold of {least.outcome} weaker"
-        )
-        return f"{text}; {what} by {least.by:.3g} would make trial {least.trial} feasible"
+        return f"{text}; {_weaker(least.outcome, least.by)} would make trial {least.trial} feasible"
+
+
+def _weaker(outcome: str, by: float) -> str:
+    what = "the AvgPP target lower" if outcome == AVGPP else f"the threshold of {outcome} weaker"
+    return f"{what} by {_upwards(by)}"
+
+
+def _upwards(by: float) -> str:
+    """In three digits, and never less than it is: what is advised must suffice."""
+    text = f"{by:.3g}"
+    if float(text) < by:
+        text = f"{float(text) + 10.0 ** (math.floor(math.log10(by)) - 2):.3g}"
+    return text
 
 
 def blocked(trials: Sequence[Trial], mode: str, target: float) -> Blocked | None:

@@ -35,7 +35,8 @@ def _to_4(connection: sa.Connection) -> None:
 
 
 def _to_5(connection: sa.Connection) -> None:
-    """Finalists' readings on selection probes; studies say in batches of how many trials they search."""
+    """Finalists' readings on selection probes; studies say in batches of how many trials they search, and keep what
+    their profile asked for, not only its digest."""
     metadata = sa.MetaData()
     sa.Table("studies", metadata, sa.Column("id", sa.Integer, primary_key=True))
     sa.Table(
@@ -49,6 +50,7 @@ def _to_5(connection: sa.Connection) -> None:
         sa.Column("created", sa.Text, nullable=False),
     ).create(connection)
     _add(connection, "studies", "batch", "INTEGER DEFAULT '1' NOT NULL")
+    _add(connection, "studies", "profile_content", "JSON")
 
 
 def _add(connection: sa.Connection, table: str, column: str, kind: str) -> None:

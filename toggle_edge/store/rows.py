@@ -17,7 +17,8 @@ from toggle_edge.search.trial import Observation, Trial
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """What a search was started with. Digests are SHA-256 in hex; folder and path are where the files were."""
+    """What a search was started with. Digests are SHA-256 in hex; folder and path are where the files were.
+    `profile_content` is what `profile_digest` is of, so that a difference can be named; None where it is not known."""
 
     model: str
     model_digest: str
@@ -32,20 +33,7 @@ class StudyIdentity:
     quantiser: str = "rtn"
     pruner: str = "magnitude"
     batch: int = 1
-
-
-IDENTIFYING = {
-    "model_digest": "the model's files",
-    "profile": "the profile",
-    "profile_digest": "the profile's content",
-    "probes_digest": "the probes",
-    "target": "the target",
-    "seed": "the seed",
-    "quantiser": "the quantiser",
-    "pruner": "the pruner",
-    "batch": "the number of trials in a batch",
-}
-"""What must be equal for trials to be comparable, in words. A file may move."""
+    profile_content: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +58,7 @@ class StoredStudy:
     quantiser: str
     pruner: str
     batch: int
+    profile_content: Mapping[str, object] | None
 
 
 @dataclass(frozen=True)

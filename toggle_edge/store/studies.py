@@ -24,10 +24,10 @@ from toggle_edge.profiles import nearest
 from toggle_edge.search.trial import Ledger
 from toggle_edge.store import tables
 from toggle_edge.store.database import Database
+from toggle_edge.store.differences import differences
 from toggle_edge.store.engine import DEFAULT_URL, connect
 from toggle_edge.store.ledgers import StudyLedger, StudyReadings
 from toggle_edge.store.rows import (
-    IDENTIFYING,
     StoredBundle,
     StoredRun,
     StoredStudy,
@@ -60,8 +60,8 @@ class Store(Database):
     def open_study(self, name: str, identity: StudyIdentity) -> StoredStudy:
         """The study of this name, created if there is none.
 
-        Raises StudyError naming every difference if it exists with another model, profile, set of probes, target
-        or seed: its trials would not be comparable.
+        Raises StudyError naming every difference if it exists with another model, profile, set of probes, target,
+        seed, quantiser, pruner or batch: its trials would not be comparable.
         """
         with self.transaction() as connection:
             found = self._find_study(connection, name)
@@ -71,14 +71,9 @@ class Store(Database):
                 found = self._find_study(connection, name)
         if found is None:
             raise StoreError(f"store: {self.where}: study {name!r} was written and cannot be read")
-        differences = [
-            f"{what} was {_short(found[key])}, is now {_short(getattr(identity, key))}"
-            for key, what in IDENTIFYING.items()
-            if found[key] != getattr(identity, key)
-        ]
-        if differences:
+        if differing := differences(found, identity):
             raise StudyError(
-                f"store: study {name!r} was started differently: {'; '.join(differences)}; "
+                f"store: study {name!r} was started differently: {'; '.join(differing)}; "
                 "choose another study name (or work folder), or go back to what it was started with"
             )
         return StoredStudy(**found)
@@ -223,9 +218,3 @@ class Store(Database):
         query = sa.select(tables.studies).where(tables.studies.c.name == name)
         row = connection.execute(query).mappings().first()
         return None if row is None else dict(row)
-
-
-def _short(value: object) -> str:
-    if value is None:
-        return "not noted (by an older toggle-edge)"
-    return f"{str(value)[:12]!r}" if len(str(value)) == 64 else repr(value)

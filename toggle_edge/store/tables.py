@@ -34,6 +34,7 @@ studies = sa.Table(
     sa.Column("pruner", sa.Text, nullable=False, server_default="magnitude"),
     # Since version 5; until then trials were proposed one by one.
     sa.Column("batch", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("profile_content", _Json),  # since version 5; NULL in studies that are older
 )
 trials = sa.Table(
     "trials",
