@@ -17,6 +17,7 @@ from toggle_edge.pareto import hypervolume
 from toggle_edge.search import study as study_module
 from toggle_edge.search.acquisition import CHEAPEST, FIRST, FRONT, log_merits, reached_points
 from toggle_edge.search.belief import Belief, Forecast, believe, design_of
+from toggle_edge.search.dimensions import block_dimensions, unit_dimensions
 from toggle_edge.search.executors import InProcess, LocalProcesses
 from toggle_edge.search.pool import POOL_SIZE, candidate_pool, incumbents, refined, switched, trust_radius
 from toggle_edge.search.seeds import initial_design
@@ -189,6 +190,32 @@ def test_new_trials_are_announced_and_old_ones_are_not(history: tuple[Trial, ...
     heard: list[Trial] = []
     study(Memory(history[:5]), max_trials=7).run(evaluate, heard.append)
     assert heard == list(history[5:7])
+
+
+def test_structure_is_searched_too_and_a_config_has_one_spelling() -> None:
+    layers = tuple(layer for names in UNITS.values() for layer in names)
+    blocks = {number: layers[4 * number : 4 * number + 4] for number in range(3)}
+    dimensions = (
+        *unit_dimensions(UNITS, MENU),
+        *block_dimensions(blocks, removable=[1, 2], channels={0: [8, 16]}),
+    )
+    space = Space(layers, dimensions, bits_of)
+
+    def without_blocks(config: Config, /) -> tuple[Observation, Mapping[str, object]]:
+        """Leaving out the second block costs little, the third too much for any mode."""
+        left_out = config.structure.removed_blocks
+        loss = 0.3 * (1 in left_out) + 50.0 * (2 in left_out) + 0.01 * sum(fmt.bits < 8 for _, fmt in config)
+        joint = {"strict": 0.2 - loss / 5, "relaxed": 0.5 - loss / 20}
+        feasible = {mode: joint[mode] >= 0 and 100 - loss >= target for mode, target in MODES.items()}
+        return Observation(bits_of(config), 100 - loss, joint, feasible), {}
+
+    trials = study(Memory(), max_trials=20, space=space).run(without_blocks)
+    levels = [space.levels(trial.config) for trial in trials]
+    assert len(set(levels)) == len(levels) == 20
+    best = min(
+        (t for t in trials if t.observation.feasible["strict"]), key=lambda t: t.observation.proxy_flops
+    )
+    assert best.config.structure.removed_blocks == (1,)
 
 
 def test_a_small_space_is_searched_to_its_end() -> None:
