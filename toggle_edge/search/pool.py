@@ -1,7 +1,8 @@
 """The candidates among which the acquisition chooses: discrete by construction.
 
 Two sources: what additive harm would choose along the cost axis, under several guesses of the harm; and level switches
-around the incumbents, within a trust region that shrinks while a mode finds nothing better.
+around the modes' incumbents, within a trust region that shrinks while a mode finds nothing better. From the best of
+them the acquisition climbs on by trades.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ POOL_SIZE = 512
 ADDITIVE_SHARE = 0.5
 """Share of the pool that additive harm proposes; the rest are level switches."""
 
-KEPT, ROUNDS, NEIGHBOURS = 8, 3, 256
 PARENTS = 8
+
+KEPT, ROUNDS, NEIGHBOURS = 8, 3, 256
+"""How the best of the pool is improved: so many are kept, so often, and so many of their neighbours asked about."""
+
 PRICES = 24
 HARM_DEVIATION = 0.3
 """By how much, in logarithms, guesses of the harm differ: about what a few tens of trials leave open."""
@@ -41,7 +45,8 @@ def candidate_pool(
 ) -> tuple[Levels, ...]:
     """Distinct levels outside `tried`, at most `POOL_SIZE`. Empty only when all have been tried.
 
-    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
+    `around` are by mode its incumbents and how many dimensions a switch may move. `harms` are tables of harm,
+    dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
     whole.
     """
     seen = set(tried)
@@ -116,7 +121,10 @@ def refined(
     merits: Callable[[Sequence[Levels]], NDArray[np.float64]],
     generator: np.random.Generator,
 ) -> Levels:
-    """The best of the pool, improved by switches of one dimension and trades of two while that helps."""
+    """The best of the pool, improved by trades in a few rounds: what is best of thousands is seldom in the pool.
+
+    `merits` are of distinct levels, higher is better. The pool must not be empty.
+    """
     values = merits(pool)
     order = np.argsort(-values, kind="stable")[:KEPT]
     best = {pool[int(i)]: float(values[int(i)]) for i in order}
@@ -142,7 +150,7 @@ def refined(
 
 
 def traded(space: Space, parent: Levels, generator: np.random.Generator) -> Levels:
-    """One dimension to another level, or two."""
+    """Move one, two or three dimensions by one level or two, each either way."""
     child = list(parent)
     count = min(len(child), int(generator.integers(1, 4)))
     for index in generator.choice(len(child), count, replace=False):
