@@ -46,8 +46,7 @@ def candidate_pool(
     """Distinct levels outside `tried`, at most `POOL_SIZE`. Empty only when all have been tried.
 
     `around` are by mode its incumbents and how many dimensions a switch may move. `harms` are tables of harm,
-    dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
-    whole.
+    dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed whole.
     """
     seen = set(tried)
     if space.size <= POOL_SIZE:

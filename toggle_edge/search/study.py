@@ -31,9 +31,10 @@ class Study:
     """One search. `modes` maps each mode to its AvgPP target in percent; `initial` is tried first, in order.
 
     One search serves all modes: every second proposal is for all of them together, the others for one in turn, and so
-    are the goals. Trials are proposed in batches of `batch`: what a trial is depends on the trials before its batch and on those of the batch before it,
-    as configs only; so it does not depend on who evaluates, or how many at once. `margins` are robustnesses that a mode
-    must reach to be aimed at, 0 by default. Raises SearchError on arguments with which no trial could be proposed.
+    are the goals. Trials are proposed in batches of `batch`: what a trial is depends on the trials before its batch and
+    on those of the batch before it, as configs only; so it does not depend on who evaluates, or how many at once.
+    `margins` are robustnesses that a mode must reach to be aimed at, 0 by default. Raises SearchError on arguments with
+    which no trial could be proposed.
     """
 
     space: Space
