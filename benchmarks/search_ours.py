@@ -13,7 +13,7 @@ from toggle_edge.search.sensitivity import expected_harm, measure
 from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Observation
 
-SENSITIVITY_PROBES = 12
+SENSITIVITY_PROBES = 8
 NO_MARGINS: Mapping[str, float] = {}
 
 

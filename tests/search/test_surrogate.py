@@ -111,3 +111,38 @@ def test_equal_observations_admit_a_fit() -> None:
             torch.from_numpy(FLAT), design, torch.ones(5).double(), torch.zeros(5, dtype=torch.bool)
         )
         assert torch.isfinite(torch.stack(law.predict(design))).all()
+
+
+def test_what_is_expected_without_an_observation_is_what_a_fit_without_it_predicts() -> None:
+    """Linearised at nearly the same parameters, leaving out by formula is leaving out."""
+    law, design = fitted(60), points(60, 0)
+    shortfalls = truth(design)
+    kept = torch.arange(60) != 17
+    with isolated(0):
+        without = fit_law(
+            torch.from_numpy(FLAT),
+            Design(design.levels[kept], design.encoded[kept]),
+            shortfalls[kept],
+            torch.zeros(59, dtype=torch.bool),
+        )
+        mean, _ = without.predict(Design(design.levels[17:18], design.encoded[17:18]))
+    assert float(law.expected[0][17]) == pytest.approx(float(mean), abs=0.1)
+    assert torch.allclose(law.expected[0] + law.surprise, shortfalls)
+
+
+def test_optimism_is_how_much_was_worse_than_expected_near_the_bar() -> None:
+    """Trials near the bar that were all a little worse than the rest lets expect make the law ask for more."""
+    design = points(80, 0)
+    shortfalls = truth(design)
+    bar = float(shortfalls.median())
+    plain = fitted(80)
+    chosen = torch.arange(80) % 4 == 0
+    worse = torch.where(chosen & ((shortfalls - bar).abs() < 0.3), shortfalls + 0.5, shortfalls)
+    with isolated(0):
+        none = torch.zeros(80, dtype=torch.bool)
+        hurt = fit_law(torch.from_numpy(FLAT), design, worse, none)
+        better = fit_law(torch.from_numpy(FLAT), design, 2 * shortfalls - worse, none)
+    assert hurt.optimism(bar) > plain.optimism(bar) + 0.02
+    assert better.optimism(bar) == 0.0
+    assert plain.optimism(bar) < 0.02
+    assert hurt.optimism(bar - 20.0) == pytest.approx(0.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""What is believed about configs that were not evaluated: the chance that a mode holds, and their AvgPP."""
+"""What is believed about configs that were not evaluated: the chance that each mode holds, and their AvgPP."""
 
 from __future__ import annotations
 
@@ -12,50 +12,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toggle_edge.errors import SearchError
-from toggle_edge.search.outcomes import AVGPP, Scale, keys_of_mode, scales, values_of
+from toggle_edge.search.outcomes import AVGPP, Scale, mode_key, scales, values_of
 from toggle_edge.search.space import Levels, Space
 from toggle_edge.search.surrogate import Design, Law, fit_law
 from toggle_edge.search.trial import Trial
-
-NEAR = 0.25
-"""Trials whose joint robustness is this near to 0 say how far it lies below the least of the properties'."""
 
 NODES = torch.special.ndtri((torch.arange(16, dtype=torch.double) + 0.5) / 16)
 """Equally likely normal values, by which expectations are taken: the same ones always, so that they repeat."""
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What is believed about n points.
+
+    - `log_chances`: by mode, the log of the chance that it holds, AvgPP target included.
+    - `log_robust`: by mode, the log of the chance that its robustness suffices, whatever AvgPP is.
+    - `avgpp`: equally likely values in percent, n x nodes; None while no trial told any.
+    """
+
+    log_chances: Mapping[str, Tensor]
+    log_robust: Mapping[str, Tensor]
+    avgpp: Tensor | None
+
+
+@dataclass(frozen=True)
 class Belief:
-    """Laws of one mode's outcomes. `bars` are the log shortfalls that each may have at most."""
+    """Laws of all outcomes. `bars` are by mode the log shortfalls that each of its outcomes may have at most."""
 
     laws: Mapping[str, Law]
-    bars: Mapping[str, float]
+    bars: Mapping[str, Mapping[str, float]]
     scale: Scale
 
-    def log_chance(self, design: Design) -> Tensor:
-        """Log of the chance that every property holds and the AvgPP target is reached, at n points.
+    def forecast(self, design: Design) -> Forecast:
+        """What to expect of n points.
 
-        The properties count as independent given the laws; what they have in common is in the laws' means.
+        The outcomes count as independent given the laws; what they have in common is in the laws' means.
         """
-        total = torch.zeros(len(design.levels), dtype=torch.double)
-        for key, law in self.laws.items():
-            mean, deviation = law.predict(design)
-            total += torch.special.log_ndtr((self.bars[key] - mean) / deviation)
-        return total
-
-    def avgpp(self, design: Design) -> Tensor:
-        """Equally likely values of AvgPP in percent: n x nodes."""
-        mean, deviation = self.laws[AVGPP].predict(design)
+        found = {key: law.predict(design) for key, law in self.laws.items()}
+        robust, chances = {}, {}
+        for mode, bars in self.bars.items():
+            logs = {
+                key: torch.special.log_ndtr((bar - found[key][0]) / found[key][1])
+                for key, bar in bars.items()
+            }
+            certain = torch.zeros(len(design.levels), dtype=torch.double)
+            robust[mode] = logs.get(mode_key(mode), certain)
+            chances[mode] = robust[mode] + logs.get(AVGPP, certain)
+        if AVGPP not in found:
+            return Forecast(chances, robust, None)
+        mean, deviation = found[AVGPP]
         shortfalls = torch.exp(mean.unsqueeze(-1) + deviation.unsqueeze(-1) * NODES)
-        return self.scale.ceiling + self.scale.floor - shortfalls
+        return Forecast(chances, robust, self.scale.ceiling + self.scale.floor - shortfalls)
 
-    @property
-    def harms(self) -> dict[str, Tensor]:
-        """By outcome, each choice's likeliest harm (not its log), in units of the most that the outcome may have."""
-        return {key: torch.exp(law.harm - self._total_at_bar(key)) for key, law in self.laws.items()}
-
-    def _total_at_bar(self, key: str) -> float:
-        return self.laws[key].total_at(self.bars[key])
+    def harms(self, mode: str) -> dict[str, Tensor]:
+        """By outcome of a mode, each choice's likeliest harm (not its log), in units of the most that it may have."""
+        return {
+            key: torch.exp(self.laws[key].harm - self.laws[key].total_at(bar))
+            for key, bar in self.bars[mode].items()
+        }
 
 
 def believe(
@@ -64,23 +78,22 @@ def believe(
     harms: Mapping[str, NDArray[np.float64]],
     ceilings: Mapping[str, float],
     *,
-    mode: str,
-    target: float,
-    margin: float = 0.0,
+    targets: Mapping[str, float],
+    margins: Mapping[str, float],
 ) -> Belief:
-    """Fit the laws of `mode` to all trials. `harms` as of `expected_harm`; a mode holds from robustness `margin` on.
+    """Fit the laws of all modes to all trials.
 
-    Call inside `isolated`. Raises SearchError if an outcome admits no fit, or no trial says anything.
+    `harms` as of `expected_harm`; `targets` are the modes' AvgPP in percent, and a mode holds from robustness
+    `margins[mode]` (0 where it has none) on. Call inside `isolated`. Raises SearchError if an outcome admits no fit, or
+    no trial says anything about a mode.
     """
     observations = [trial.observation for trial in trials]
     levels = [space.levels(trial.config) for trial in trials]
     values = [values_of(observation) for observation in observations]
     limits = scales(observations, ceilings)
-    keys = [AVGPP, *keys_of_mode(sorted({key for each in values for key in each}), mode)]
-    gap = joint_gap(trials, mode)
-    laws, bars = {}, {}
-    for key in keys:
-        scale = limits.get(key, Scale(0.0, 0.05))
+    laws: dict[str, Law] = {}
+    for key in (AVGPP, *map(mode_key, targets)):
+        scale = limits.setdefault(key, Scale(0.0, 0.05))
         rows, shortfalls, bounded = [], [], []
         worst = _worst(values, key, scale)
         for own, outcome, found in zip(levels, observations, values, strict=True):
@@ -95,12 +108,22 @@ def believe(
         if not rows:
             continue
         prior = torch.from_numpy(harms.get(key, harms[""]))
+        if AVGPP in laws:
+            # AvgPP is of all steps of all probes and far less noisy: what it taught of each choice is expected of the
+            # other outcomes too.
+            prior = prior + laws[AVGPP].harm - torch.from_numpy(harms.get(AVGPP, harms[""]))
         laws[key] = fit_law(
             prior, design_of(space, rows), torch.tensor(shortfalls).double(), torch.tensor(bounded)
         )
-        bars[key] = scale.log_shortfall(target if key == AVGPP else margin + gap)
-    if not laws:
-        raise SearchError(f"surrogate: none of {len(trials)} trials says anything about mode {mode!r}")
+    bars = {}
+    for mode, target in targets.items():
+        least = {AVGPP: target, mode_key(mode): margins.get(mode, 0.0)}
+        strictly = {key: limits[key].log_shortfall(value) for key, value in least.items() if key in laws}
+        bars[mode] = {
+            key: bar if key == AVGPP else bar - laws[key].optimism(bar) for key, bar in strictly.items()
+        }
+        if not bars[mode]:
+            raise SearchError(f"surrogate: none of {len(trials)} trials says anything about mode {mode!r}")
     return Belief(laws, bars, limits[AVGPP])
 
 
@@ -109,21 +132,6 @@ def design_of(space: Space, rows: Sequence[Levels]) -> Design:
         torch.tensor(rows, dtype=torch.long).reshape(len(rows), len(space.dimensions)),
         torch.from_numpy(space.encode(rows)),
     )
-
-
-def joint_gap(trials: Sequence[Trial], mode: str) -> float:
-    """How far the joint robustness typically lies below the least of the properties', near the boundary.
-
-    A probe must satisfy all properties at once, so at a coverage below 1 different properties may spend it on different
-    probes.
-    """
-    gaps = []
-    for trial in trials:
-        joint, own = trial.observation.robustness[mode], trial.observation.properties.get(mode, {})
-        least = min((value for value in own.values() if value is not None), default=None)
-        if joint is not None and least is not None and abs(joint) <= NEAR and not trial.observation.refuted:
-            gaps.append(max(least - joint, 0.0))
-    return float(np.median(gaps)) if gaps else 0.0
 
 
 def _worst(values: Sequence[Mapping[str, float | None]], key: str, scale: Scale) -> float:

@@ -1,6 +1,8 @@
 """Outcomes of a trial as shortfalls: how far each falls short of the untouched model's, and how much it may.
 
-An outcome is AvgPP, or the robustness of one property in one mode.
+An outcome is AvgPP, or the joint robustness of one mode. Properties are none of their own: at a coverage below 1
+different properties may fail on different probes, so a trial is refuted though no single property is, and what chances
+of single properties multiply to was the worse prediction.
 """
 
 from __future__ import annotations
@@ -31,21 +33,16 @@ class Scale:
         return self.ceiling + self.floor - math.exp(log_shortfall)
 
 
-def property_key(mode: str, name: str) -> str:
-    return f"{mode}/{name}"
+def mode_key(mode: str) -> str:
+    """The key of a mode's joint robustness."""
+    return f"{mode}/"
 
 
 def values_of(observation: Observation) -> dict[str, float | None]:
-    """An observation's outcomes by key. Where properties were not noted, a mode's robustness stands for all of them."""
-    found: dict[str, float | None] = {AVGPP: observation.avgpp}
-    for mode, joint in observation.robustness.items():
-        for name, value in (observation.properties.get(mode) or {"": joint}).items():
-            found[property_key(mode, name)] = value
-    return found
-
-
-def keys_of_mode(keys: Sequence[str], mode: str) -> list[str]:
-    return [key for key in keys if key.startswith(f"{mode}/")]
+    """An observation's outcomes by key."""
+    return {AVGPP: observation.avgpp} | {
+        mode_key(mode): value for mode, value in observation.robustness.items()
+    }
 
 
 def scales(observations: Sequence[Observation], ceilings: Mapping[str, float]) -> dict[str, Scale]:

@@ -1,13 +1,14 @@
 """The candidates among which the acquisition chooses: discrete by construction.
 
 Two sources: what additive harm would choose along the cost axis, under several guesses of the harm; and level switches
-around the incumbents, within a trust region that shrinks while a mode finds nothing better.
+around the modes' incumbents, within a trust region that shrinks while a mode finds nothing better. From the best of
+them the acquisition climbs on by trades.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ ADDITIVE_SHARE = 0.5
 """Share of the pool that additive harm proposes; the rest are level switches."""
 
 PARENTS = 8
+
+KEPT, ROUNDS, NEIGHBOURS = 8, 3, 256
+"""How the best of the pool is improved: so many are kept, so often, and so many of their neighbours asked about."""
+
 PRICES = 24
 HARM_DEVIATION = 0.3
 """By how much, in logarithms, guesses of the harm differ: about what a few tens of trials leave open."""
@@ -33,16 +38,15 @@ PATIENCE = 12
 def candidate_pool(
     space: Space,
     tried: Collection[Levels],
-    incumbents: Sequence[Levels],
+    around: Sequence[tuple[Sequence[Levels], int]],
     harms: Sequence[NDArray[np.float64]],
     saved: NDArray[np.float64],
-    radius: int,
     generator: np.random.Generator,
 ) -> tuple[Levels, ...]:
     """Distinct levels outside `tried`, at most `POOL_SIZE`. Empty only when all have been tried.
 
-    `harms` are tables of harm, dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed
-    whole.
+    `around` are by mode its incumbents and how many dimensions a switch may move. `harms` are tables of harm,
+    dimensions x choices, in one unit. A space of at most `POOL_SIZE` points is listed whole.
     """
     seen = set(tried)
     if space.size <= POOL_SIZE:
@@ -58,7 +62,9 @@ def candidate_pool(
     draws = 0
     # A bounded number of draws: near exhaustion most of them repeat what was tried.
     while len(pool) < POOL_SIZE and draws < 2 * POOL_SIZE:
-        parent = incumbents[draws % len(incumbents)] if incumbents else space.safest
+        incumbents, radius = around[draws % len(around)]
+        place = draws // len(around)
+        parent = incumbents[place % len(incumbents)] if incumbents else space.safest
         child = switched(space, parent, radius, generator)
         if child not in seen:
             pool[child] = None
@@ -105,6 +111,51 @@ def switched(space: Space, parent: Levels, radius: int, generator: np.random.Gen
     )
     child[chosen] = np.clip(child[chosen] + steps, 0, np.array(space.sizes)[chosen] - 1)
     return tuple(int(level) for level in child)
+
+
+def refined(
+    space: Space,
+    tried: Collection[Levels],
+    pool: Sequence[Levels],
+    merits: Callable[[Sequence[Levels]], NDArray[np.float64]],
+    generator: np.random.Generator,
+) -> Levels:
+    """The best of the pool, improved by trades in a few rounds: what is best of thousands is seldom in the pool.
+
+    `merits` are of distinct levels, higher is better. The pool must not be empty.
+    """
+    values = merits(pool)
+    order = np.argsort(-values, kind="stable")[:KEPT]
+    best = {pool[int(i)]: float(values[int(i)]) for i in order}
+    seen = set(tried) | set(pool)
+    for _ in range(ROUNDS):
+        children: dict[Levels, None] = {}
+        for draw in range(2 * NEIGHBOURS):
+            parent = list(best)[draw % len(best)]
+            child = space.canonical(traded(space, parent, generator))
+            if child not in seen:
+                children[child] = None
+            if len(children) == NEIGHBOURS:
+                break
+        if not children:
+            break
+        seen |= set(children)
+        fresh = list(children)
+        values = merits(fresh)
+        for child, value in zip(fresh, values.tolist(), strict=True):
+            best[child] = value
+        best = dict(sorted(best.items(), key=lambda pair: -pair[1])[:KEPT])
+    return next(iter(best))
+
+
+def traded(space: Space, parent: Levels, generator: np.random.Generator) -> Levels:
+    """Move one, two or three dimensions by one level or two, each either way."""
+    child = list(parent)
+    count = min(len(child), int(generator.integers(1, 4)))
+    for index in generator.choice(len(child), count, replace=False):
+        step = int(generator.choice((-2, -1, -1, 1, 1, 2)))
+        child[index] = min(max(child[index] + step, 0), space.sizes[index] - 1)
+    return tuple(child)
 
 
 def incumbents(space: Space, trials: Sequence[Trial], mode: str) -> list[Levels]:

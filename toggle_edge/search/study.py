@@ -7,17 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from toggle_edge.config import Config
 from toggle_edge.errors import SearchError
-from toggle_edge.search.acquisition import CHEAPEST, FRONT, log_merits
+from toggle_edge.search.acquisition import CHEAPEST, FIRST, FRONT, log_merits, reached_points
 from toggle_edge.search.belief import believe, design_of
 from toggle_edge.search.executors import Evaluate, Executor, InProcess
 from toggle_edge.search.knapsack import saved_costs
-from toggle_edge.search.pool import candidate_pool, incumbents, trust_radius
+from toggle_edge.search.outcomes import AVGPP
+from toggle_edge.search.pool import candidate_pool, incumbents, refined, trust_radius
 from toggle_edge.search.sensitivity import Sensitivities, expected_harm
-from toggle_edge.search.space import Space
+from toggle_edge.search.space import Levels, Space
 from toggle_edge.search.surrogate import isolated
 from toggle_edge.search.trial import Ledger, Observation, Trial
 
@@ -28,10 +30,11 @@ GOALS = (CHEAPEST, FRONT)
 class Study:
     """One search. `modes` maps each mode to its AvgPP target in percent; `initial` is tried first, in order.
 
-    Modes take turns in guiding proposals, and so do the goals, so that one search serves all modes. Trials are proposed
-    in batches of `batch`: what a trial is depends on the trials before its batch and on those of the batch before it,
-    as configs only; so it does not depend on who evaluates, or how many at once. `margins` are robustnesses that a mode
-    must reach to be aimed at, 0 by default. Raises SearchError on arguments with which no trial could be proposed.
+    One search serves all modes: every second proposal is for all of them together, the others for one in turn, and so
+    are the goals. Trials are proposed in batches of `batch`: what a trial is depends on the trials before its batch and
+    on those of the batch before it, as configs only; so it does not depend on who evaluates, or how many at once.
+    `margins` are robustnesses that a mode must reach to be aimed at, 0 by default. Raises SearchError on arguments with
+    which no trial could be proposed.
     """
 
     space: Space
@@ -92,62 +95,64 @@ class Study:
             raise SearchError(f"study: nothing left to propose after {index} trials")
         if index < len(self.initial):
             return self.initial[index]
-        mode = tuple(self.modes)[index % len(self.modes)]
-        goal = GOALS[index // len(self.modes) % len(GOALS)]
         streams = np.random.SeedSequence([self.seed, index]).spawn(2)
         generator = np.random.default_rng(streams[0])
+        known = [_with_margins(trial, self.margins) for trial in known]
         with isolated(int(streams[1].generate_state(1)[0])):
-            return self._guided(known, pending, mode, goal, generator)
+            return self._guided(known, pending, generator)
 
     def _guided(
-        self,
-        known: Sequence[Trial],
-        pending: Sequence[Config],
-        mode: str,
-        goal: str,
-        generator: np.random.Generator,
+        self, known: Sequence[Trial], pending: Sequence[Config], generator: np.random.Generator
     ) -> tuple[str, Config]:
-        space, target, margin = self.space, self.modes[mode], self.margins.get(mode, 0.0)
-        known = [_with_margin(trial, mode, margin) for trial in known] if margin else known
+        space, index = self.space, len(known) + len(pending)
         tried = [space.levels(config) for config in (*(trial.config for trial in known), *pending)]
-        parents, radius = incumbents(space, known, mode), trust_radius(known, mode, len(space.sizes))
+        around = [
+            (incumbents(space, known, mode), trust_radius(known, mode, len(space.sizes)))
+            for mode in self.modes
+        ]
         try:
             belief = believe(
                 space,
                 known,
                 self._harms,
                 {} if self.sensitivities is None else self.sensitivities.untouched,
-                mode=mode,
-                target=target,
-                margin=margin,
+                targets=self.modes,
+                margins=self.margins,
             )
         except SearchError:
             # Nothing can be learnt from these trials. It could not after every resume either, so the search goes on
             # with what was expected beforehand.
             prior = [np.exp(self._harms[""])]
-            pool = candidate_pool(space, tried, parents, prior, self._saved, radius, generator)
-            return f"switch {mode}", space.decode(pool[int(generator.integers(len(pool)))])
-        harms = [harm.numpy() for harm in belief.harms.values()]
-        pool = candidate_pool(
-            space, tried, parents, [*harms, np.maximum.reduce(harms)], self._saved, radius, generator
-        )
-        reached: list[tuple[float, float]] = [
-            (trial.observation.proxy_flops, trial.observation.avgpp or 0.0)
-            for trial in known
-            if trial.observation.feasible[mode]
-        ]
-        if pending and reached and goal == FRONT:
-            # What the batch already asks for is taken as answered as expected, or it would ask for it again.
-            rows = design_of(space, [space.levels(config) for config in pending])
-            expected: list[float] = belief.avgpp(rows).mean(dim=1).tolist()
-            reached += [
-                (space.proxy_flops(c), a) for c, a in zip(pending, expected, strict=True) if a > target
-            ]
-        costs = np.array([space.proxy_flops(space.decode(levels)) for levels in pool])
+            pool = candidate_pool(space, tried, around, prior, self._saved, generator)
+            return "switch", space.decode(pool[int(generator.integers(len(pool)))])
+        goal, targets = self._aim(known, index)
+        # Of what the batch already asks for, only fronts can tell: it may yet turn out too cheap to be feasible.
+        reached = reached_points(space, known, pending if goal == FRONT else (), belief, self.modes)
         dearest = space.proxy_flops(space.decode(space.safest))
         box = (dearest - float(np.nanmax(self._saved, axis=1).sum()), dearest)
-        merits = log_merits(belief, design_of(space, pool), costs, reached, goal=goal, target=target, box=box)
-        return f"{goal} {mode}", space.decode(pool[int(np.argmax(merits))])
+
+        def merits(pool: Sequence[Levels]) -> NDArray[np.float64]:
+            costs = np.array([space.proxy_flops(space.decode(levels)) for levels in pool])
+            forecast = belief.forecast(design_of(space, pool))
+            return log_merits(forecast, costs, reached, goal=goal, targets=targets, box=box)
+
+        harms = [np.maximum.reduce([h.numpy() for h in belief.harms(mode).values()]) for mode in self.modes]
+        if AVGPP in belief.laws:
+            harms.append(torch.exp(belief.laws[AVGPP].harm).numpy())
+        pool = candidate_pool(space, tried, around, harms, self._saved, generator)
+        best = refined(space, tried, pool, merits, generator)
+        return " ".join([goal, *(targets if len(targets) < len(self.modes) else ())]), space.decode(best)
+
+    def _aim(self, known: Sequence[Trial], index: int) -> tuple[str, Mapping[str, float]]:
+        """What the trial is for, and whom: all modes' fronts and one mode take turns, and so do the modes."""
+        turn = index // 2
+        mode = tuple(self.modes)[turn % len(self.modes)]
+        alone = {mode: self.modes[mode]}
+        if not any(trial.observation.feasible[mode] for trial in known):
+            return FIRST, alone
+        if index % 2 == 0:
+            return FRONT, self.modes
+        return GOALS[turn // len(self.modes) % len(GOALS)], alone
 
     def run(
         self,
@@ -199,12 +204,14 @@ class Study:
                 )
 
 
-def _with_margin(trial: Trial, mode: str, margin: float) -> Trial:
-    """The trial as a search with a margin sees it: one that passed by less is no better than one that failed."""
-    robustness, feasible = trial.observation.robustness[mode], trial.observation.feasible
-    if not feasible[mode] or (robustness is not None and robustness >= margin):
-        return trial
-    return replace(trial, observation=replace(trial.observation, feasible={**feasible, mode: False}))
+def _with_margins(trial: Trial, margins: Mapping[str, float]) -> Trial:
+    """The trial as a search with margins sees it: one that passed by less is no better than one that failed."""
+    observation = trial.observation
+    feasible = {
+        mode: holds and (observation.robustness[mode] or 0.0) >= margins.get(mode, 0.0)
+        for mode, holds in observation.feasible.items()
+    }
+    return replace(trial, observation=replace(observation, feasible=feasible))
 
 
 def _require_modes(observation: Observation, modes: Mapping[str, float]) -> None:

@@ -79,10 +79,16 @@ class _Parameters:
 
 @dataclass(frozen=True)
 class Law:
-    """The posterior of one outcome's law. `harm` is the likeliest log harm by dimension and choice (D x C)."""
+    """The posterior of one outcome's law.
+
+    `harm` is the likeliest log harm by dimension and choice (D x C). `expected` are mean and deviation of the log
+    shortfall of each observation (n) as the others let expect it, `surprise` by how much it was more.
+    """
 
     harm: Tensor
     noise: float
+    expected: tuple[Tensor, Tensor]
+    surprise: Tensor
     _prior: Tensor
     _centre: float
     _parameters: _Parameters
@@ -100,6 +106,16 @@ class Law:
         own = theirs.square().sum(-1) + RESIDUAL_DEVIATION**2
         variance = (own - solved.square().sum(0)).clamp_min(1e-8) + self.noise**2
         return mean, variance.sqrt()
+
+    def optimism(self, bar: float) -> float:
+        """By how much observations that the others let expect near `bar` were typically above what was expected.
+
+        A search evaluates what it believes to be just good enough, so errors of the belief that flatter are chosen, and
+        the belief is too hopeful just where it is used. Shrunk towards 0 by one observation without surprise.
+        """
+        mean, deviation = self.expected
+        near = torch.exp(-0.5 * ((mean - bar) / deviation) ** 2)
+        return max(float((near * self.surprise).sum() / (near.sum() + 1.0)), 0.0)
 
     def total_at(self, log_shortfall: float) -> float:
         """The log of the summed harm at which the likeliest law has this log shortfall."""
@@ -140,7 +156,11 @@ def fit_law(prior: Tensor, design: Design, shortfalls: Tensor, bounded: Tensor) 
         if step < STEPS - 1:
             found = _parameters(features.T @ weights, first)
     harm = prior + found.unit.unsqueeze(-1) + found.choice
-    return Law(harm, noise, prior, centre, found, design, factor, weights)
+    # What a Gaussian process would predict of each observation without it (Rasmussen and Williams 2006, eq. 5.12).
+    precision = torch.cholesky_inverse(factor).diagonal()
+    surprise = weights / precision
+    expected = (targets - surprise, precision.rsqrt())
+    return Law(harm, noise, expected, surprise, prior, centre, found, design, factor, weights)
 
 
 def _total(prior: Tensor, parameters: _Parameters, levels: Tensor) -> tuple[Tensor, Tensor]:
