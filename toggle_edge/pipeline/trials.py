@@ -24,12 +24,12 @@ from toggle_edge.search.study import Study
 from toggle_edge.search.trial import Ledger, Observation, Trial
 from toggle_edge.store import Store, StoredStudy
 
-SENSITIVITY_PROBES = 12
-"""Probes on which one unit at a time is lowered: enough to tell delicate units from others, a fifth of a trial each."""
+SENSITIVITY_PROBES = 8
+"""Probes on which one unit at a time is lowered: enough to tell delicate units from others, a seventh of a trial."""
 
 
 def sensitivities_of(prepared: Prepared, space: Space, report: Reporter) -> Sensitivities:
-    """What one choice alone does to every property, on a few of the search probes."""
+    """What one choice alone does to every mode, on a few of the search probes."""
     probes = prepared.probes.search[:SENSITIVITY_PROBES]
     evaluator = Evaluator(
         prepared.model,
