@@ -23,7 +23,7 @@ from toggle_edge.search.pool import POOL_SIZE, candidate_pool, incumbents, refin
 from toggle_edge.search.seeds import initial_design
 from toggle_edge.search.sensitivity import expected_harm, measure
 from toggle_edge.search.space import Space
-from toggle_edge.search.study import Study
+from toggle_edge.search.study import LEARNING_TRIALS, Study
 from toggle_edge.search.surrogate import isolated
 from toggle_edge.search.trial import Observation, Trial
 from toggle_edge.store import StudyIdentity, open_store
@@ -86,6 +86,13 @@ def test_no_config_is_proposed_twice_and_all_modes_and_single_ones_take_turns(
     origins = [trial.origin for trial in history[4:12]]
     assert origins[0::2] == ["front"] * 4
     assert origins[1::2] == ["front strict", "front relaxed", "cheapest strict", "cheapest relaxed"]
+
+
+def test_once_the_choices_are_known_only_single_modes_are_served() -> None:
+    learning = LEARNING_TRIALS * len(SPACE.dimensions)
+    later = study(Memory(), max_trials=learning + 3).run(evaluate)[learning - 2 :]
+    assert [trial.origin for trial in later[:2]].count("front") == 1
+    assert all(len(trial.origin.split()) == 2 for trial in later[2:])
 
 
 def test_a_mode_without_a_feasible_trial_has_turns_of_its_own() -> None:

@@ -24,6 +24,8 @@ from toggle_edge.search.surrogate import isolated
 from toggle_edge.search.trial import Ledger, Observation, Trial
 
 GOALS = (CHEAPEST, FRONT)
+LEARNING_TRIALS = 2
+"""So many trials for each dimension, half of them serve all modes at once."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,18 @@ class Study:
         return " ".join([goal, *(targets if len(targets) < len(self.modes) else ())]), space.decode(best)
 
     def _aim(self, known: Sequence[Trial], index: int) -> tuple[str, Mapping[str, float]]:
-        """What the trial is for, and whom: all modes' fronts and one mode take turns, and so do the modes."""
-        turn = index // 2
+        """What the trial is for, and whom.
+
+        At first all modes' fronts and one mode take turns, and so do the modes. Later only modes do: what all gain at
+        once is soon found, and what is left lies at the ends of single fronts.
+        """
+        learning = index < LEARNING_TRIALS * len(self.space.dimensions)
+        turn = index // 2 if learning else index
         mode = tuple(self.modes)[turn % len(self.modes)]
         alone = {mode: self.modes[mode]}
         if not any(trial.observation.feasible[mode] for trial in known):
             return FIRST, alone
-        if index % 2 == 0:
+        if learning and index % 2 == 0:
             return FRONT, self.modes
         return GOALS[turn // len(self.modes) % len(GOALS)], alone
 
