@@ -134,7 +134,7 @@ def test_several_files_are_one_set_of_probes_and_what_was_cut_is_said(call: Call
         (
             "a.txt",
             "\n\n".join(STORIES[:40]),
-            "reads factual, but 8 of 8 probes have no answer; the first is text ",
+            "reads factual, but 16 of 16 probes have no answer; the first is text ",
         ),
         ("a.jsonl", "\n".join(json.dumps({"text": t}) for t in STORIES[:6]), "expected at least 4 for the"),
     ],
