@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_edge.config import MOST_SPARSITY, PRUNERS, QUANTISERS, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ProbeError, ProfileError
 from toggle_edge.sources import ProbeSource
+from toggle_edge.strict_tables import Table, nearest, one_of
 from toggle_edge.targets import has_kernel_somewhere
 
 __all__ = [
@@ -164,7 +164,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         known = builtin_profiles()
         if name_or_path not in known:
             raise ProfileError(
-                f"profile: expected {_one_of(known)} or a path to a .toml file, got {name_or_path!r}"
+                f"profile: expected {one_of(known)} or a path to a .toml file, got {name_or_path!r}"
                 f"{nearest(name_or_path, known)}"
             )
         path = known[name_or_path]
@@ -180,16 +180,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
         data = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as exc:  # its own errors, and those of numbers with too many digits
         raise ProfileError(f"{path}: expected TOML in UTF-8: {exc}") from exc
-    return _profile(_Table(path, "", data))
+    return _profile(Table(path, "", data))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` for the closest known word, empty when none is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _profile(table: _Table) -> Profile:
+def _profile(table: Table) -> Profile:
     table.only(_SECTIONS)
     properties = table.table("properties")
     modes = table.table("modes")
@@ -198,14 +192,14 @@ def _profile(table: _Table) -> Profile:
     search.only(("bits", "formats", "keep", "pruner", "quantiser", "sparsities", "structure", "trials"))
     probes = table.table("probes")
     probes.only([field.name for field in dataclasses.fields(ProbeCounts)])
-    budget = table.table("budget") if "budget" in table.data else _Table(table.path, "budget", {})
+    budget = table.table("budget") if "budget" in table.data else Table(table.path, "budget", {})
     budget.only(BUDGET_KEYS)
     if not properties.data:
         raise properties.error("", "expected at least one property, as in [properties.coherence]")
     default_mode = table.text("default_mode")
     if default_mode not in MODES:
         raise table.error(
-            "default_mode", f"expected {_one_of(MODES)}, got {default_mode!r}{nearest(default_mode, MODES)}"
+            "default_mode", f"expected {one_of(MODES)}, got {default_mode!r}{nearest(default_mode, MODES)}"
         )
     return Profile(
         name=table.path.stem,
@@ -223,7 +217,7 @@ def _profile(table: _Table) -> Profile:
     )
 
 
-def _probe_counts(table: _Table) -> ProbeCounts:
+def _probe_counts(table: Table) -> ProbeCounts:
     optional = {
         field.name: table.count(field.name)
         for field in dataclasses.fields(ProbeCounts)
@@ -246,7 +240,7 @@ def _probe_counts(table: _Table) -> ProbeCounts:
     return counts
 
 
-def _data(table: _Table) -> tuple[str, ...]:
+def _data(table: Table) -> tuple[str, ...]:
     value = table.data.get("data", [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise table.error(
@@ -262,7 +256,7 @@ def _data(table: _Table) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _property(table: _Table) -> str:
+def _property(table: Table) -> str:
     """The formula's text with `threshold` replaced by its value."""
     table.only(("formula", "threshold"))
     formula = table.text("formula")
@@ -276,7 +270,7 @@ def _property(table: _Table) -> str:
     return _THRESHOLD.sub(repr(threshold), formula)
 
 
-def _mode(table: _Table) -> Mode:
+def _mode(table: Table) -> Mode:
     table.only(("avgpp", "coverage", "relax"))
     mode = Mode(
         table.number("avgpp", 0.0, 100.0), table.number("coverage", 0.0, 1.0), table.number("relax", 0.0, 1.0)
@@ -292,15 +286,15 @@ def _mode(table: _Table) -> Mode:
     return mode
 
 
-def _choice(table: _Table, key: str, known: tuple[str, ...]) -> str:
+def _choice(table: Table, key: str, known: tuple[str, ...]) -> str:
     """One of `known`, the first where the key is absent."""
     name = table.text(key) if key in table.data else known[0]
     if name not in known:
-        raise table.error(key, f"expected {_one_of(known)}, got {name!r}{nearest(name, known)}")
+        raise table.error(key, f"expected {one_of(known)}, got {name!r}{nearest(name, known)}")
     return name
 
 
-def _formats(table: _Table) -> tuple[str, ...]:
+def _formats(table: Table) -> tuple[str, ...]:
     value = table.value("formats")
     if not isinstance(value, list) or not value:
         raise table.error("formats", f'expected a list such as ["int4-g32", "fp16"], got {value!r}')
@@ -319,8 +313,8 @@ def _formats(table: _Table) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _bounds(search: _Table) -> SearchBounds:
-    bits = search.table("bits") if "bits" in search.data else _Table(search.path, "search.bits", {})
+def _bounds(search: Table) -> SearchBounds:
+    bits = search.table("bits") if "bits" in search.data else Table(search.path, "search.bits", {})
     bits.only(("least", "most"))
     least, most = (bits.count(key) if key in bits.data else None for key in ("least", "most"))
     if least is not None and most is not None and least > most:
@@ -351,7 +345,7 @@ def _bounds(search: _Table) -> SearchBounds:
     )
 
 
-def _parts(search: _Table) -> tuple[str, ...]:
+def _parts(search: Table) -> tuple[str, ...]:
     value = search.data.get("structure", [])
     if not isinstance(value, list):
         raise search.error(
@@ -361,14 +355,14 @@ def _parts(search: _Table) -> tuple[str, ...]:
         if item not in REMOVABLE_PARTS:
             raise search.error(
                 "structure",
-                f"expected {_one_of(REMOVABLE_PARTS)}, got {item!r}{nearest(str(item), REMOVABLE_PARTS)}",
+                f"expected {one_of(REMOVABLE_PARTS)}, got {item!r}{nearest(str(item), REMOVABLE_PARTS)}",
             )
     if len(set(value)) < len(value):
         raise search.error("structure", f"expected each part once, got {value!r}")
     return tuple(part for part in REMOVABLE_PARTS if part in value)
 
 
-def _shares(search: _Table, key: str, above: float, below: float, expected: str) -> tuple[float, ...] | None:
+def _shares(search: Table, key: str, above: float, below: float, expected: str) -> tuple[float, ...] | None:
     """A list of distinct shares from the largest down, None where the key is absent."""
     if key not in search.data:
         return None
@@ -381,63 +375,3 @@ def _shares(search: _Table, key: str, above: float, below: float, expected: str)
     if len(set(value)) < len(value):
         raise search.error(key, f"expected each share once, got {value!r}")
     return tuple(sorted(map(float, value), reverse=True))
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """One TOML table with the place it came from, for errors."""
-
-    path: Path
-    key: str
-    data: Mapping[str, object]
-
-    def error(self, key: str, message: str) -> ProfileError:
-        return ProfileError(f"{self.path}: {'.'.join(part for part in (self.key, key) if part)}: {message}")
-
-    def only(self, known: Iterable[str]) -> None:
-        for key in self.data:
-            if key not in known:
-                raise self.error(key, f"unknown key; expected {_one_of(known)}{nearest(key, known)}")
-
-    def value(self, key: str) -> object:
-        if key not in self.data:
-            raise self.error(key, f"missing{nearest(key, self.data)}")
-        return self.data[key]
-
-    def table(self, key: str) -> _Table:
-        value = self.value(key)
-        inner = f"{self.key}.{key}" if self.key else key
-        if not isinstance(value, dict):
-            raise self.error(key, f"expected a table [{inner}], got {value!r}")
-        return _Table(self.path, inner, value)
-
-    def text(self, key: str) -> str:
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise self.error(key, f"expected text, got {value!r}")
-        return value
-
-    def number(self, key: str, least: float, most: float) -> float:
-        value = self.value(key)
-        # TOML has booleans, nan and inf; none of them is a threshold, and bool is an int to Python.
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(key, f"expected a finite number, got {value!r}")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise self.error(key, f"expected a finite number, got {str(value)[:20]}")
-        if not least <= number <= most:
-            raise self.error(key, f"expected a number from {least:g} to {most:g}, got {value!r}")
-        return number
-
-    def count(self, key: str, least: int = 1) -> int:
-        value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(key, f"expected a whole number >= {least}, got {value!r}")
-        return value
-
-
-def _one_of(words: Iterable[str]) -> str:
-    return "one of " + ", ".join(words)

@@ -9,7 +9,8 @@ from toggle_runtime.signals import SIGNALS
 from toggle_runtime.stl import Formula, FormulaError, horizon, lookback, parse, relaxed, signals_of
 
 from toggle_edge.errors import ProfileError
-from toggle_edge.profiles import BLOCKS, Profile, nearest
+from toggle_edge.profiles import BLOCKS, Profile
+from toggle_edge.strict_tables import nearest
 
 __all__ = ["SIGNALS", "specification_of", "weakened"]
 

@@ -16,10 +16,10 @@ from toggle_edge.model.load import damaged_weights
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.probes import excerpt
-from toggle_edge.profiles import nearest
 from toggle_edge.report.check import CheckResult
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.series import Series
+from toggle_edge.strict_tables import nearest
 from toggle_edge.tightening import tightened
 
 EXCERPT_TOKENS = 10

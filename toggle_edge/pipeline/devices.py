@@ -10,8 +10,8 @@ from toggle_edge.fleet.deploy import trust_key
 from toggle_edge.fleet.device import load_device
 from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.transport import connect
-from toggle_edge.profiles import nearest
 from toggle_edge.signing import signing_key, trusted_keys
+from toggle_edge.strict_tables import nearest
 
 
 def described(name: str) -> dict[str, Mapping[str, object]]:

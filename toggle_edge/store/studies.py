@@ -20,7 +20,6 @@ from toggle_runtime.records import (
 )
 
 from toggle_edge.errors import StoreError, StudyError
-from toggle_edge.profiles import nearest
 from toggle_edge.search.trial import Ledger
 from toggle_edge.store import tables
 from toggle_edge.store.database import Database
@@ -37,6 +36,7 @@ from toggle_edge.store.rows import (
     now,
     reading,
 )
+from toggle_edge.strict_tables import nearest
 
 
 def open_store(url: str = DEFAULT_URL) -> Store:
