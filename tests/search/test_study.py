@@ -237,6 +237,23 @@ def test_a_small_space_is_searched_to_its_end() -> None:
         study(Memory(), max_trials=100, space=small).propose(trials)
 
 
+def test_a_small_space_with_structure_ends_with_its_last_config_though_it_has_more_spellings() -> None:
+    layers = tuple(layer for names in itertools.islice(UNITS.values(), 3) for layer in names)
+    dimensions = (
+        *unit_dimensions(dict(itertools.islice(UNITS.items(), 3)), MENU[:2]),
+        *block_dimensions({number: [layer] for number, layer in enumerate(layers)}, removable=[1, 2]),
+    )
+    small = Space(layers, dimensions, bits_of)
+    digests = {config.digest for config in small.enumerate()}
+    assert small.size == len(digests) == 18  # of 32 vectors of levels
+
+    def flat(config: Config, /) -> tuple[Observation, Mapping[str, object]]:
+        return Observation(bits_of(config), 99.5, dict.fromkeys(MODES, 0.1), dict.fromkeys(MODES, True)), {}
+
+    trials = study(Memory(), max_trials=100, space=small).run(flat)
+    assert {trial.config.digest for trial in trials} == digests
+
+
 def test_missing_outcomes_do_not_stop_the_search() -> None:
     def unset(config: Config, /) -> tuple[Observation, Mapping[str, object]]:
         return Observation(bits_of(config), None, dict.fromkeys(MODES), dict.fromkeys(MODES, False)), {}

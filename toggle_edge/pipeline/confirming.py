@@ -42,8 +42,9 @@ def confirmed(
         found = readings.find(config, count)
         if found is None:
             known = traces.setdefault(config.digest, [])
-            known += prepared.selector.traces(config, slice(len(known), count))
-            judged = prepared.selector.judged(config, known)
+            if len(known) < count:
+                known += prepared.selector.traces(config, slice(len(known), count))
+            judged = prepared.selector.judged(config, known[:count])
             satisfied = {mode: verdict.coverage.satisfied for mode, verdict in judged.modes.items()}
             found = StoredReading(satisfied, count, judged.avgpp)
             readings.record(config, found)

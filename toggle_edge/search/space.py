@@ -35,6 +35,10 @@ __all__ = ["Levels", "Space", "storage_bits"]
 Levels = tuple[int, ...]
 
 
+COUNTED = 1 << 14
+"""Up to so many vectors of levels, spellings of one config are told apart to count configs."""
+
+
 @dataclass(frozen=True)
 class Space:
     """The dimensions, and the known cost of any config (any unit, minimised).
@@ -78,10 +82,14 @@ class Space:
     def sizes(self) -> tuple[int, ...]:
         return tuple(len(each) for each in self.dimensions)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """How many vectors of levels there are: at least as many as configs."""
-        return math.prod(self.sizes)
+        """How many configs there are. Of a larger space with structure it counts vectors of levels, which are more:
+        no search comes to the end of those."""
+        vectors = math.prod(self.sizes)
+        if self._formats_only or vectors > COUNTED:
+            return vectors
+        return len({self.canonical(levels) for levels in itertools.product(*map(range, self.sizes))})
 
     @property
     def safest(self) -> Levels:
