@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 # Host and devices call nobody. The engine reads this when it is loaded, so it comes before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -83,18 +83,15 @@ def provider(model: OnnxModel) -> str:
 def generate(model: OnnxModel, prompt: Sequence[int], tokens: int) -> Generation:
     """Generate `tokens` tokens greedily after `prompt`; time each with a monotonic clock.
 
-    Past and present of every layer are bound to the same buffer, so a step copies nothing. The end token does
-    not stop a generation: every generation has the same length, so they can be compared.
+    Past and present of every layer are bound to the same buffer, and all buffers once, so a step copies nothing. The
+    end token does not stop a generation: every generation has the same length, so they can be compared.
     """
-    shape = model.shape
-    capacity = len(prompt) + tokens
-    cache = _empty_cache(shape, capacity)
-    pending = np.array([list(prompt)], dtype=np.int64)
-    past, stamps = 0, [time.perf_counter_ns()]
-    for _ in range(tokens):
-        logits = _step(model, cache, pending, past)
-        past += pending.shape[1]
-        pending = logits[:, -1:].argmax(axis=-1).astype(np.int64)
+    stamps = [time.perf_counter_ns()]
+    decoding, logits = _begin(model, prompt, len(prompt) + tokens)
+    chosen = int(logits[0, -1].argmax())
+    stamps.append(time.perf_counter_ns())
+    for step in range(tokens - 1):
+        chosen = int(_next(decoding, chosen, len(prompt) + step).argmax())
         stamps.append(time.perf_counter_ns())
     intervals = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
     return Generation(intervals[0], intervals[1:], len(prompt))
@@ -107,10 +104,10 @@ def cached_logits(
 
     Returns `(len(prompt) + len(continuation)) x vocabulary`.
     """
-    cache = _empty_cache(model.shape, len(prompt) + len(continuation))
-    rows = [_step(model, cache, np.array([list(prompt)], dtype=np.int64), 0)[0]]
+    decoding, logits = _begin(model, prompt, len(prompt) + len(continuation))
+    rows = [logits[0]]
     for index, token in enumerate(continuation):
-        rows.append(_step(model, cache, np.array([[token]], dtype=np.int64), len(prompt) + index)[0])
+        rows.append(_next(decoding, token, len(prompt) + index)[0].copy())
     return np.concatenate(rows)
 
 
@@ -156,30 +153,43 @@ def _prompt(shape: ModelShape, batch: NDArray[np.int64]) -> Dict[str, NDArray[An
     return feed
 
 
-def _empty_cache(shape: ModelShape, capacity: int) -> List[Tuple[str, str, Any]]:
-    return [
-        (
-            f"past_key_values.{each.block}.{part}",
-            f"present.{each.block}.{part}",
-            onnxruntime.OrtValue.ortvalue_from_numpy(
+@dataclass(frozen=True)
+class _Decoding:
+    """A generation under way: everything that a step reads or writes is bound, and what changes is written in place."""
+
+    model: OnnxModel
+    binding: Any
+    token: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def _begin(model: OnnxModel, prompt: Sequence[int], capacity: int) -> Tuple[_Decoding, NDArray[np.float32]]:
+    """Prefill: what decodes on, and the logits, 1 x prompt x vocabulary. `capacity` is the most tokens in all."""
+    shape, binding = model.shape, model.session.io_binding()
+    for each in shape.blocks:
+        for part in ("key", "value"):
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(
                 np.zeros((1, len(each.kv_groups), capacity, shape.head_size), np.float32)
-            ),
-        )
-        for each in shape.blocks
-        for part in ("key", "value")
-    ]
-
-
-def _step(
-    model: OnnxModel, cache: List[Tuple[str, str, Any]], tokens: NDArray[np.int64], past: int
-) -> NDArray[np.float32]:
-    binding = model.session.io_binding()
-    binding.bind_cpu_input("input_ids", tokens)
-    binding.bind_cpu_input("attention_mask", np.ones((1, past + tokens.shape[1]), np.int64))
-    binding.bind_output("logits", "cpu")
-    for past_name, present_name, buffer in cache:
-        binding.bind_ortvalue_input(past_name, buffer)
-        binding.bind_ortvalue_output(present_name, buffer)
+            )
+            binding.bind_ortvalue_input(f"past_key_values.{each.block}.{part}", buffer)
+            binding.bind_ortvalue_output(f"present.{each.block}.{part}", buffer)
+    mask = np.ones((1, capacity), np.int64)
+    logits = np.empty((1, len(prompt), shape.vocabulary), np.float32)
+    binding.bind_cpu_input("input_ids", np.array([list(prompt)], dtype=np.int64))
+    binding.bind_cpu_input("attention_mask", mask[:, : len(prompt)])
+    # On the CPU the engine works in the array's own memory.
+    binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
     model.session.run_with_iobinding(binding)
-    logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()
-    return logits
+    token, last = np.zeros((1, 1), np.int64), np.empty((1, 1, shape.vocabulary), np.float32)
+    binding.bind_cpu_input("input_ids", token)
+    binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(last))
+    return _Decoding(model, binding, token, mask, last), logits
+
+
+def _next(decoding: _Decoding, token: int, past: int) -> NDArray[np.float32]:
+    """The logits after one more token, 1 x 1 x vocabulary. The next step overwrites them."""
+    decoding.token[0, 0] = token
+    decoding.binding.bind_cpu_input("attention_mask", decoding.mask[:, : past + 1])
+    decoding.model.session.run_with_iobinding(decoding.binding)
+    return decoding.logits
