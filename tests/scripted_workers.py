@@ -70,6 +70,8 @@ def results(request):
         "latency": {"sample": {"load_ns": 7, "generations": [generation]}},
         "memory": {"sample": {"peak_bytes": 4096, "method": "fake"}},
         "energy": {"tokens": 3},
+        "talk": {"tokens": [5] * int(request.get("tokens", 0)), "token_ns": [7] * int(request.get("tokens", 0)),
+                 "load_ns": 7, "stopped": False},
     }[request["pass"]]
 
 def main():

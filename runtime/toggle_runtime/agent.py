@@ -10,15 +10,27 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
 
-from toggle_runtime import PROTOCOL_VERSION, __version__, blobs, environments, facts, lease, records
+from toggle_runtime import (
+    PROTOCOL_VERSION,
+    __version__,
+    blobs,
+    deployment,
+    environments,
+    facts,
+    lease,
+    records,
+)
 from toggle_runtime.layout import require_layout
 from toggle_runtime.plan import Plan
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
+from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
 from toggle_runtime.trust import trust
 from toggle_runtime.wire import Heartbeat, RequestError, Wire
@@ -142,6 +154,50 @@ def _run(request: Request, wire: Wire) -> Dict[str, Any]:
             raise
 
 
+def _activate(request: Request, wire: Wire) -> Dict[str, Any]:
+    root = request["root"]
+    wanted = deployment.Deployed(
+        _field(request, "bundle", str),
+        environments.folder_of(root, _field(request, "environment", str)).name,
+        _field(request, "threads", int),
+        time.time(),
+        _flag(request, "allow_unsigned"),
+    )
+    with _working(request):
+        return deployment.activate(root, wanted, lambda event: wire.progress(**event))
+
+
+def _rollback(request: Request, wire: Wire) -> Dict[str, Any]:
+    bundle = _field(request, "bundle", str)
+    with _working(request):
+        return deployment.roll_back(request["root"], bundle, lambda event: wire.progress(**event))
+
+
+def _talk(request: Request, wire: Wire) -> Dict[str, Any]:
+    prompt, stop = _field(request, "prompt", list), _field(request, "stop", list)
+    if not all(type(token) is int for token in (*prompt, *stop)):
+        raise RequestError("request", "prompt and stop: expected lists of token ids")
+
+    def tell(event: Dict[str, Any]) -> None:
+        wire.progress(**{key: event[key] for key in ("step", "token", "at") if key in event})
+
+    with _working(request):
+        try:
+            return deployment.talk(request["root"], prompt, _field(request, "tokens", int), stop, tell)
+        except WorkerError as exc:
+            raise RequestError("worker", str(exc)) from exc
+
+
+@contextmanager
+def _working(request: Request) -> Iterator[None]:
+    """The device for ourselves, as a run has it: who measures must not be disturbed, nor find another bundle."""
+    root, run_id = request["root"], _field(request, "run_id", str)
+    spool_of(root, run_id)  # a plain name
+    with lease.hold(root, _field(request, "owner", str), run_id):
+        sweep(root, run_id)
+        yield
+
+
 def _abort(request: Request, wire: Wire) -> Dict[str, Any]:
     holder = lease.holder(request["root"])
     if holder.get("run_id") != _field(request, "run_id", str):
@@ -185,12 +241,15 @@ def _flag(request: Request, name: str) -> bool:
 
 COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "abort": _abort,
+    "activate": _activate,
     "commit": _commit,
     "discard": _discard,
     "environment": _environment,
     "facts": _facts,
     "fetch_record": _fetch_record,
     "missing": _missing,
+    "rollback": _rollback,
     "run": _run,
+    "talk": _talk,
     "trust": _trust,
 }

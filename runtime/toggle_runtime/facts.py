@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from toggle_runtime import PROTOCOL_VERSION, __version__
+from toggle_runtime.deployment import describe
 from toggle_runtime.records import RECORD_VERSION, Manifest
 from toggle_runtime.trust import trusted_keys
 
@@ -27,6 +28,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "manifest_versions": list(Manifest.READABLE),
         "record_version": RECORD_VERSION,
         "trusted_keys": trusted_keys(root),
+        **describe(root),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "machine": platform.machine(),

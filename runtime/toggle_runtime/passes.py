@@ -124,12 +124,37 @@ def energy(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
     return {"tokens": tokens}
 
 
+def talk(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Continue a prompt greedily, telling each token as it comes, until a stop token or as many as asked for."""
+    manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    backend = backend_for(manifest.target)
+    prompt, stop, shape = list(request["prompt"]), set(request["stop"]), manifest.model
+    room = shape.context_tokens - len(prompt)
+    if not prompt or room < 1 or not all(0 <= token < shape.vocabulary for token in prompt):
+        raise ValueError(
+            f"prompt: expected 1 to {shape.context_tokens - 1} tokens below {shape.vocabulary}, got {len(prompt)}"
+        )
+    model = backend.open_model(bundle / "artifact", shape, backend.GRAPH, int(request["threads"]))
+    tokens: List[int] = []
+    stamps = [time.perf_counter_ns()]
+    for token in backend.stream(model, prompt, min(int(request["tokens"]), room)):
+        tokens.append(token)
+        stamps.append(time.perf_counter_ns())
+        progress(step="token", token=token, at=len(tokens) - 1)
+        if token in stop:
+            break
+    between = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
+    stopped = bool(tokens) and tokens[-1] in stop
+    return {"tokens": tokens, "token_ns": between, "load_ns": model.load_ns, "stopped": stopped}
+
+
 PASSES: Dict[str, Callable[[Mapping[str, Any], Progress], Dict[str, Any]]] = {
     "parity": parity,
     "verify": verify,
     "latency": latency,
     "memory": memory_peak,
     "energy": energy,
+    "talk": talk,
 }
 
 

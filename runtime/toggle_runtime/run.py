@@ -1,17 +1,15 @@
 """One run: a bundle, verified blob by blob, measured pass by pass in fresh processes, and its record."""
 
-import dataclasses
-import os
 import shutil
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 
 from toggle_runtime import meters, records
-from toggle_runtime.blobs import blob_of, blob_path, describe, mismatch, place
+from toggle_runtime.blobs import blob_of, describe
+from toggle_runtime.bundles import lay_out, verified_manifest
 from toggle_runtime.facts import conditions, cpu_model
 from toggle_runtime.meters.sampler import Mark, Sampler, power_mw
 from toggle_runtime.plan import (
@@ -32,9 +30,9 @@ from toggle_runtime.records import (
     ParitySample,
 )
 from toggle_runtime.spool import Spool
-from toggle_runtime.supervise import Event, WorkerError, run_worker
-from toggle_runtime.trust import require_signature
+from toggle_runtime.supervise import Event, WorkerError
 from toggle_runtime.wire import Wire
+from toggle_runtime.workers import Workplace, ask_worker
 
 Result = TypeVar("Result")
 
@@ -80,7 +78,10 @@ class Run:
         signal.signal(signal.SIGTERM, _raise_aborted)
         outcome, reason = records.ERROR, None  # type: str, Optional[str]
         try:
-            manifest = self._verified_manifest()
+            manifest, self.collected.signed_by = verified_manifest(
+                self.root, self.bundle, allow_unsigned=self.allow_unsigned
+            )
+            self.spool.journal("verified", files=len(manifest.files))
             self._materialise(manifest)
             for name in self.plan.passes:
                 self.wire.progress(step="started", **{"pass": name})
@@ -109,33 +110,8 @@ class Run:
         )
         return self.spool.keep(record)
 
-    def _verified_manifest(self) -> Manifest:
-        path = blob_path(self.root, self.bundle)
-        found = blob_of(path)
-        if found.sha256 != self.bundle:
-            _discard(path)
-            raise records.RecordError(
-                f"digest: manifest: expected sha256 {self.bundle}, got {found.sha256}; deploy again"
-            )
-        text = path.read_text(encoding="utf-8")
-        manifest = records.from_json(Manifest, text)
-        if manifest.version >= records.REDUCED_SINCE and records.to_json(manifest) != text:
-            raise records.RecordError(
-                "manifest: expected canonical JSON (sorted keys, no spaces); export it again"
-            )
-        self.collected.signed_by = require_signature(self.root, manifest, allow_unsigned=self.allow_unsigned)
-        for name, blob in sorted(manifest.files.items()):
-            problem = mismatch(blob_path(self.root, blob.sha256), blob)
-            if problem is not None:
-                # The next deployment sends again what the store does not hold.
-                _discard(blob_path(self.root, blob.sha256))
-                raise records.RecordError(f"digest: file {name}: {problem}; nothing was run, deploy again")
-        self.spool.journal("verified", files=len(manifest.files))
-        return manifest
-
     def _materialise(self, manifest: Manifest) -> None:
-        for name, blob in manifest.files.items():
-            place(blob_path(self.root, blob.sha256), self.spool.bundle / name)
+        lay_out(self.root, manifest, self.spool.bundle)
         self.spool.journal("materialised")
 
     def worker(
@@ -147,20 +123,7 @@ class Run:
         **more: Any,
     ) -> Result:
         """Run one worker process of the pass `name`; return its answer, checked. Raises WorkerError."""
-        plan, output = self.plan, self.spool.output
-        output.mkdir(exist_ok=True)
-        request = dict(
-            more,
-            environment=str(self.environment),
-            bundle=str(self.spool.bundle),
-            manifest=dataclasses.asdict(manifest),
-            output=str(output),
-            threads=plan.threads,
-            generations=plan.generations,
-            warmups=plan.warmups,
-            tokens=plan.tokens,
-        )
-        request["pass"] = name
+        plan = self.plan
 
         def tell(event: Event) -> None:
             on_event(event)
@@ -168,22 +131,20 @@ class Run:
                 shown = {k: v for k, v in event.items() if k in ("step", "done", "of")}
                 self.wire.progress(**dict(shown, **{"pass": name}))
 
-        try:
-            answer = run_worker(
-                [sys.executable, "-I", "-S", str(Path(sys.argv[0]).absolute()), "worker", str(os.getpid())],
-                request,
-                self.spool.folder,
-                _worker_environment(plan.threads),
-                plan.pass_timeout_s,
-                tell,
-                lambda pid: self.spool.journal("spawn", **{"pass": name, "pid": pid}),
-            )
-            data = {key: value for key, value in answer.items() if key != "event"}
-            result = records.from_data(kind, data)
-        except WorkerError as exc:
-            raise WorkerError(exc.outcome, f"pass {name}: {exc}") from exc
-        except records.RecordError as exc:
-            raise WorkerError(records.ERROR, f"pass {name}: the worker's answer: {exc}") from exc
+        result = ask_worker(
+            name,
+            manifest,
+            Workplace(self.environment, self.spool.bundle, self.spool.folder, self.spool.output),
+            kind,
+            threads=plan.threads,
+            timeout_s=plan.pass_timeout_s,
+            on_event=tell,
+            on_spawn=lambda pid: self.spool.journal("spawn", **{"pass": name, "pid": pid}),
+            generations=plan.generations,
+            warmups=plan.warmups,
+            tokens=plan.tokens,
+            **more,
+        )
         self.spool.journal("exit", **{"pass": name})
         return result
 
@@ -301,13 +262,3 @@ def _conditions(before: Dict[str, str]) -> Dict[str, str]:
     for key, value in conditions().items():
         joined[f"{key}_before"], joined[f"{key}_after"] = before[key], value
     return joined
-
-
-def _worker_environment(threads: int) -> Dict[str, str]:
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
-    return dict(kept, ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS=str(threads))
-
-
-def _discard(path: Path) -> None:
-    if path.exists():
-        path.unlink()

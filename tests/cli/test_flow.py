@@ -175,11 +175,58 @@ def test_a_structure_is_checked_exported_and_measured_alike(folder: Path) -> Non
     assert "for each of the 36 layers that its structure leaves" in refused.stderr
 
 
+def test_what_passes_is_deployed_talked_to_and_taken_back(folder: Path, search: dict[str, Any]) -> None:
+    exported = run(
+        folder, "export", MODEL, "--config", "int8-g64", "--profile", "few.toml", "-o", "eight", "--json"
+    )
+    eight = json.loads(exported.stdout)["bundle"]["digest"]
+    first = run(folder, "deploy", "--device", "here.toml", "--bundle", "eight", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["deployed"]["active"]["bundle"] == eight
+
+    talked = run(
+        folder,
+        "run",
+        "Once upon a time",
+        "--device",
+        "here.toml",
+        "--tokens",
+        12,
+        "--beside-baseline",
+        "--json",
+    )
+    assert talked.returncode == 0, talked.stderr
+    said = json.loads(talked.stdout)
+    assert said["bundle"]["digest"] == eight
+    assert len(said["tokens"]) == said["baseline"]["tokens"] == 12
+    assert said["baseline"]["agreeing"] >= 8, "at 8 bits the model says nearly the same"
+    assert said["text"][:8] == said["baseline"]["text"][:8]
+    shown = run(folder, "run", "Once upon a time", "--device", "here.toml", "--tokens", 12)
+    assert shown.stdout.startswith(said["text"])
+
+    selected = ["--study", search["study"], "--mode", "strict"]
+    second = run(folder, "deploy", "--device", "here.toml", *selected, "--json")
+    result = json.loads(second.stdout)
+    kept = folder / "toggle-edge-bundles" / result["bundle"]["digest"][:16]
+    assert (kept / "manifest.json").is_file()
+    if second.returncode == 1:  # a verdict: then nothing is switched
+        assert result["deployed"] is None
+        none = run(folder, "rollback", "--device", "here.toml")
+        assert (none.returncode, "nothing was deployed there before" in none.stderr) == (3, True)
+        return
+    assert second.returncode == 0, second.stderr
+    assert result["deployed"]["active"]["bundle"] == result["bundle"]["digest"]
+    back = run(folder, "rollback", "--device", "here.toml", "--json")
+    assert json.loads(back.stdout)["deployed"]["active"]["bundle"] == eight
+
+
 def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, Any]) -> None:
     if not (folder / "by-mode").exists():
         run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
     tight = (folder / "here.toml").read_text() + "[budget]\nmemory_bytes = 1000\nenergy_mj_per_token = 1.0\n"
     (folder / "tight.toml").write_text(tight.replace('"here"', '"tight"'))
+    done = run(folder, "deploy", "--device", "tight.toml", "--bundle", "by-mode", "--mode", "relaxed")
+    assert (done.returncode, "nothing was switched" in done.stdout) == (1, True), done.stderr
     done = run(folder, "validate", "--device", "tight.toml", "--bundle", "by-mode", "--mode", "relaxed")
     assert done.returncode == 1, done.stderr
     assert "over the device's budget: memory_bytes is" in " ".join(done.stdout.split())

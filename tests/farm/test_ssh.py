@@ -236,7 +236,7 @@ class TestRun:
     def test_a_run_survives_the_loss_of_its_link(
         self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("toggle_edge.fleet.deploy._POLL_S", 0.2)
+        monkeypatch.setattr("toggle_edge.fleet.session._POLL_S", 0.2)
         set_worker(monkeypatch, HONEST.replace("    answer(", "    import time; time.sleep(1); answer(", 1))
         with Chaos(device.port) as chaos:
             far = dataclasses.replace(device, port=chaos.port)

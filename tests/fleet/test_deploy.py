@@ -16,9 +16,9 @@ from scripted_workers import PLAN, make_bundle, make_wheel
 from toggle_runtime.records import Blob, RunRecord, to_json
 
 from toggle_edge.errors import AgentError, FleetError, TransportLostError
-from toggle_edge.fleet import deploy
+from toggle_edge.fleet import session
 from toggle_edge.fleet.agent_client import request
-from toggle_edge.fleet.deploy import run_bundle
+from toggle_edge.fleet.deploy import RunResult, _longest_s, run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.shipping import ship
@@ -91,7 +91,7 @@ LOST = TransportLostError("gone")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "_POLL_S", 0.0)
+    monkeypatch.setattr(session, "_POLL_S", 0.0)
 
 
 def make_file(folder: Path, data: bytes) -> dict[str, tuple[Path, int]]:
@@ -100,7 +100,7 @@ def make_file(folder: Path, data: bytes) -> dict[str, tuple[Path, int]]:
     return {hashlib.sha256(data).hexdigest(): (path, len(data))}
 
 
-def run(store: Store, folder: Path) -> deploy.RunResult:
+def run(store: Store, folder: Path) -> RunResult:
     return run_bundle(
         DEVICE,
         make_bundle(folder / "bundle"),
@@ -180,7 +180,7 @@ class TestRun:
             run(Store(list(script)), tmp_path)
 
     def test_only_the_time_away_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(deploy, "RECONNECT_S", 0.3)
+        monkeypatch.setattr(session, "RECONNECT_S", 0.3)
         store = Store([LOST, "finished"])
         honest = store.answer
 
@@ -196,7 +196,7 @@ class TestRun:
     def test_a_device_that_stays_away_is_given_up(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(deploy, "RECONNECT_S", 0.0)
+        monkeypatch.setattr(session, "RECONNECT_S", 0.0)
         with pytest.raises(TransportLostError, match="its record is on the device"):
             run(Store([LOST, LOST, LOST]), tmp_path)
 
@@ -306,4 +306,4 @@ class TestProtocol:
 
 def test_the_longest_run_covers_every_pass() -> None:
     plan = dataclasses.replace(PLAN, pass_timeout_s=100.0, restarts=3)
-    assert deploy._longest_s(plan) > 100.0 * (3 + 3)
+    assert _longest_s(plan) > 100.0 * (3 + 3)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +12,19 @@ from toggle_runtime.plan import Plan
 from toggle_runtime.records import Blob, RecordError, RunRecord, from_data, from_json
 
 from toggle_edge.bundle import MANIFEST, Bundle
-from toggle_edge.errors import AgentError, FleetError, TransportLostError
+from toggle_edge.errors import AgentError
 from toggle_edge.fleet import transport as transports
-from toggle_edge.fleet.agent_client import Event, OnProgress, exchange, ignore_progress, request
+from toggle_edge.fleet.agent_client import Event, OnProgress, ignore_progress, request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, environment_id, worker_wheels
 from toggle_edge.fleet.facts import facts_of
-from toggle_edge.fleet.owner import is_gone, this_process
+from toggle_edge.fleet.owner import this_process
+from toggle_edge.fleet.session import Connect, Session, new_run_id
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
 
 MAX_RECORD_BYTES = 64 << 20
 MAX_TRACES_BYTES = 256 << 20
-RECONNECT_S = 120.0
-"""How long a device may be unreachable before a run on it is given up."""
-
-ORPHAN_S = 60.0
-"""How long the aborted run of a host that was killed may take to give the device back."""
-
-_POLL_S = 2.0
-
-Connect = Callable[[Device], Transport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +73,11 @@ def run_bundle(
     opened again, and the run's result fetched: the agent goes on without us. Raises FleetError when the
     device cannot be used, AgentError when it refuses (its lease is taken) or answers nonsense.
     """
-    session = _Session(device, connect)
+    session = Session(device, connect)
     try:
         if bundle.manifest.signature is not None:
             trust_key(session.open(), device, bundle.manifest.signature.key, bundle.signed_by or "unnamed")
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        run_id = new_run_id()
         identifier = prepare_environment(session.open(), device, wheels, on_progress)
         manifest = bundle.folder / MANIFEST
         files = {
@@ -121,87 +109,6 @@ def trust_key(transport: Transport, device: Device, key: str, name: str, *, forc
     Raises AgentError, with the keys that the device trusts, otherwise.
     """
     request(transport, device, "trust", key=key, name=name, force=force)
-
-
-class _Session:
-    """A connection that can be opened again, and one run that survives that."""
-
-    def __init__(self, device: Device, connect: Connect) -> None:
-        self._device = device
-        self._connect = connect
-        self._transport: Transport | None = None
-
-    def open(self) -> Transport:
-        if self._transport is None:
-            self._transport = self._connect(self._device)
-        return self._transport
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-
-    def run(self, fields: Event, on_progress: OnProgress, timeout_s: float) -> Event:
-        try:
-            return self._run(fields, on_progress, timeout_s)
-        except KeyboardInterrupt:
-            # The agent would go on without us, and that is not what the user wants now.
-            with suppress(FleetError):
-                request(self.open(), self._device, "abort", run_id=fields["run_id"])
-            raise
-
-    def _run(self, fields: Event, on_progress: OnProgress, timeout_s: float) -> Event:
-        deadline = time.monotonic() + timeout_s
-        away_since: float | None = None
-        orphaned_until: float | None = None
-        command, lost, repeated = "run", False, False
-        while True:
-            try:
-                event = exchange(
-                    self.open(), self._device, command, on_progress=on_progress, timeout_s=timeout_s, **fields
-                )
-            except TransportLostError as exc:
-                self.close()
-                now = time.monotonic()
-                away_since = now if away_since is None else away_since
-                if now > min(deadline, away_since + RECONNECT_S):
-                    raise TransportLostError(
-                        f"{exc}; the run {fields['run_id']} may have finished: its record is on the device"
-                    ) from exc
-                command, lost = "fetch_record", True
-                on_progress({"event": "progress", "step": "reconnecting"})
-                time.sleep(_POLL_S)
-                continue
-            if event["event"] == "result":
-                return event
-            away_since = None
-            kind = event.get("kind")
-            if command == "fetch_record" and kind == "unknown" and not repeated:
-                # The request never arrived. If it still does, the run id is taken: nothing runs twice.
-                command, repeated = "run", True
-            elif command == "run" and kind in ("lease", "run") and lost:
-                command = "fetch_record"  # it did arrive, late: the holder may be our own run
-            elif command == "run" and kind == "lease" and _is_orphan(event):
-                now = time.monotonic()
-                orphaned_until = now + ORPHAN_S if orphaned_until is None else orphaned_until
-                if now > orphaned_until:
-                    raise AgentError(
-                        f"device {self._device.name!r}: an aborted run does not end: {event['message']}"
-                    )
-                on_progress({"event": "progress", "step": "ending the run of a host that is gone"})
-                # Refused where it has just ended by itself, which is as good.
-                exchange(self.open(), self._device, "abort", run_id=str(event["holder"].get("run_id")))
-                time.sleep(_POLL_S)
-            elif command == "fetch_record" and kind == "running" and time.monotonic() < deadline:
-                on_progress({"event": "progress", "step": "waiting"})
-                time.sleep(_POLL_S)
-            else:
-                raise AgentError(f"device {self._device.name!r}: {command}: {kind}: {event.get('message')}")
-
-
-def _is_orphan(event: Event) -> bool:
-    holder = event.get("holder")
-    return isinstance(holder, dict) and isinstance(holder.get("owner"), str) and is_gone(holder["owner"])
 
 
 def _fetch(transport: Transport, device: Device, event: Event, run_id: str, folder: Path) -> RunResult:

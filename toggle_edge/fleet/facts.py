@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
+from toggle_runtime.deployment import Deployment
 from toggle_runtime.records import RecordError, from_data
 
 from toggle_edge.errors import AgentError
@@ -36,6 +37,8 @@ class DeviceFacts:
     memory_bytes: int
     free_disk_bytes: int
     conditions: dict[str, str] = field(default_factory=dict)
+    deployed: Optional[Deployment] = None  # noqa: UP045  (what the codec reads)
+    deployment_problem: Optional[str] = None  # noqa: UP045
     modules: list[str] = field(default_factory=list)
 
 

@@ -1,7 +1,8 @@
 """One module per inference engine, found by the bundle's target. Imported by the worker only.
 
 A backend module has `open_model(folder, shape, graph, threads)` and, on what that returns,
-`generate(model, prompt, tokens)`, `outputs(model, batch)` and `cached_logits(model, prompt, continuation)`;
+`generate(model, prompt, tokens)`, `stream(model, prompt, tokens)`,
+`outputs(model, batch)` and `cached_logits(model, prompt, continuation)`;
 `write_exact_graph(folder)` names the graph that the parity pass opens.
 """
 

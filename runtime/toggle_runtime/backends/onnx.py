@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 # Host and devices call nobody. The engine reads this when it is loaded, so it comes before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -87,14 +87,20 @@ def generate(model: OnnxModel, prompt: Sequence[int], tokens: int) -> Generation
     end token does not stop a generation: every generation has the same length, so they can be compared.
     """
     stamps = [time.perf_counter_ns()]
-    decoding, logits = _begin(model, prompt, len(prompt) + tokens)
-    chosen = int(logits[0, -1].argmax())
-    stamps.append(time.perf_counter_ns())
-    for step in range(tokens - 1):
-        chosen = int(_next(decoding, chosen, len(prompt) + step).argmax())
+    for _ in stream(model, prompt, tokens):
         stamps.append(time.perf_counter_ns())
     intervals = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
     return Generation(intervals[0], intervals[1:], len(prompt))
+
+
+def stream(model: OnnxModel, prompt: Sequence[int], tokens: int) -> Iterator[int]:
+    """Greedy tokens after `prompt`, one by one. Raises ValueError where logits are not finite."""
+    decoding, logits = _begin(model, prompt, len(prompt) + tokens)
+    chosen = _greedy(logits[0, -1])
+    yield chosen
+    for step in range(tokens - 1):
+        chosen = _greedy(_next(decoding, chosen, len(prompt) + step)[0, 0])
+        yield chosen
 
 
 def cached_logits(
@@ -185,6 +191,14 @@ def _begin(model: OnnxModel, prompt: Sequence[int], capacity: int) -> Tuple[_Dec
     binding.bind_cpu_input("input_ids", token)
     binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(last))
     return _Decoding(model, binding, token, mask, last), logits
+
+
+def _greedy(logits: NDArray[np.float32]) -> int:
+    chosen = int(logits.argmax())
+    # NaN counts as the largest, so looking at the chosen one finds any.
+    if not np.isfinite(logits[chosen]):
+        raise ValueError(f"logits: expected finite numbers, got {logits[chosen]}")
+    return chosen
 
 
 def _next(decoding: _Decoding, token: int, past: int) -> NDArray[np.float32]:
