@@ -26,6 +26,7 @@ from toggle_runtime import (
     lease,
     records,
 )
+from toggle_runtime.collection import collect
 from toggle_runtime.layout import require_layout
 from toggle_runtime.plan import Plan
 from toggle_runtime.run import Collected, Run
@@ -222,6 +223,22 @@ def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
     return spool.result(records.from_json(records.RunRecord, text))
 
 
+def _fetched(request: Request, wire: Wire) -> Dict[str, Any]:
+    spool = spool_of(request["root"], _field(request, "run_id", str))
+    if not spool.record_path.is_file():
+        raise RequestError("unknown", f"run {request['run_id']} has no record on this device")
+    spool.mark_fetched()
+    return {}
+
+
+def _collect(request: Request, wire: Wire) -> Dict[str, Any]:
+    quota = _field(request, "quota_bytes", int)
+    if quota < 0:
+        raise RequestError("request", f"quota_bytes: expected 0 or more, got {quota}")
+    with _working(request):
+        return collect(request["root"], quota)
+
+
 def _digests(request: Request) -> List[str]:
     # A digest becomes a file's name: it must be one.
     found = _field(request, "digests", list)
@@ -242,11 +259,13 @@ def _flag(request: Request, name: str) -> bool:
 COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "abort": _abort,
     "activate": _activate,
+    "collect": _collect,
     "commit": _commit,
     "discard": _discard,
     "environment": _environment,
     "facts": _facts,
     "fetch_record": _fetch_record,
+    "fetched": _fetched,
     "missing": _missing,
     "rollback": _rollback,
     "run": _run,

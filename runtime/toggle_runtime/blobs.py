@@ -27,10 +27,19 @@ def part_path(root: Path, digest: str) -> Path:
 def missing(root: Path, digests: List[str]) -> Dict[str, Any]:
     """Which of `digests` are not stored, and how many bytes of each have already arrived."""
     (root / "incoming").mkdir(parents=True, exist_ok=True)
-    absent = [digest for digest in digests if not blob_path(root, digest).is_file()]
+    absent = [digest for digest in digests if not _touched(blob_path(root, digest))]
     parts = {digest: part_path(root, digest) for digest in absent}
     partial = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
     return {"missing": absent, "partial": partial}
+
+
+def _touched(path: Path) -> bool:
+    """Whether the file is there; if so it counts as used now, so that it is not collected before it is."""
+    try:
+        os.utime(str(path))
+    except FileNotFoundError:
+        return False
+    return path.is_file()
 
 
 def commit(root: Path, blobs: List[Blob]) -> Dict[str, Any]:

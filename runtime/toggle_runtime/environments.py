@@ -4,6 +4,7 @@ No installer on the device: wheels of pure data and native libraries only need u
 appears by rename is either whole or not there.
 """
 
+import os
 import re
 import shutil
 import stat
@@ -47,6 +48,7 @@ def prepare(root: Path, identifier: str, wheels: List[Wheel]) -> Path:
     """
     final = folder_of(root, identifier)
     if final.is_dir():
+        os.utime(str(final))  # what was used last is collected last
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="unpacking-", dir=str(final.parent)))

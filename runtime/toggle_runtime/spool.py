@@ -75,6 +75,14 @@ class Spool:
             return values
         return values
 
+    def mark_fetched(self) -> None:
+        """Note that a host has the record and the traces, verified."""
+        self.journal("fetched")
+
+    def was_fetched(self) -> bool:
+        """Whether the run has a record and a host has it: then losing the folder loses nothing."""
+        return self.record_path.is_file() and "fetched" in self._journalled("step")
+
     def keep(self, record: records.RunRecord) -> Dict[str, Any]:
         """Write the record durably and return the event that tells of it."""
         write_durably(self.record_path, records.to_json(record).encode("utf-8"))

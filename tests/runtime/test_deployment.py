@@ -18,20 +18,24 @@ from scripted_workers import (
     archive_with,
     make_bundle,
     make_wheel,
+    only,
     prepared,
     start,
     wait_until,
 )
-from toggle_runtime.deployment import Deployment
+from toggle_runtime.collection import collect
+from toggle_runtime.deployment import Deployment, read_deployment
 from toggle_runtime.records import from_data
+from toggle_runtime.spool import Spool
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError, FleetError
 from toggle_edge.fleet import agent_client, session
 from toggle_edge.fleet.active import deployed_on, fetch_tokenizer, roll_back, switch_in, talk
 from toggle_edge.fleet.agent_client import exchange, request
+from toggle_edge.fleet.deploy import prepare_environment, run_bundle
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.environment import WheelFile
+from toggle_edge.fleet.environment import WheelFile, environment_id
 from toggle_edge.fleet.local import LocalTransport
 
 BROKEN = HONEST.replace("request = json.loads(sys.stdin.readline())", 'sys.exit("no such kernel")')
@@ -377,3 +381,97 @@ class TestTalking:
         found = deployed_on(LocalTransport(Path.home()), device)
         assert found is not None
         assert found.active.bundle in ended
+
+
+class TestCollecting:
+    """What nothing needs goes, oldest first; what is needed stays, whatever the quota."""
+
+    @pytest.fixture
+    def store(
+        self, deploy: Callable[[Bundle], Deployment], device: Device, bundles: list[Bundle]
+    ) -> Callable[[], set[str]]:
+        for bundle in bundles:
+            deploy(bundle)
+        return lambda: {path.name for path in Path(device.root, "blobs", "sha256").iterdir()}
+
+    def test_what_is_deployed_and_the_one_before_stay_under_any_quota(
+        self, store: Callable[[], set[str]], device: Device, bundles: list[Bundle]
+    ) -> None:
+        root = Path(device.root)
+        before = store()
+        assert collect(root, 0) == {"removed_bytes": 0, "left_bytes": size_of(root)}, "all of it is young"
+        found = collect(root, 0, young_s=-1.0)
+        kept = {b.sha256 for bundle in bundles[1:] for b in bundle.manifest.files.values()}
+        assert store() == kept | {bundle.digest for bundle in bundles[1:]} < before
+        assert found == {"removed_bytes": found["removed_bytes"], "left_bytes": size_of(root)}
+        assert found["removed_bytes"] > 0
+        assert {path.name for path in (root / "environments").iterdir()} == {
+            read_deployment(root).active.environment  # type: ignore[union-attr]
+        }
+        assert talk(device, [1], 1, [], lambda token: None).bundle == bundles[2].digest
+        assert roll_back(device).active.bundle == bundles[1].digest
+
+    def test_a_quota_that_is_kept_removes_nothing_and_the_oldest_goes_first(
+        self, store: Callable[[], set[str]], device: Device
+    ) -> None:
+        root = Path(device.root)
+        total = size_of(root)
+        for age, name in enumerate(("0" * 64, "1" * 64, "2" * 64)):
+            path = root / "blobs" / "sha256" / name
+            path.write_bytes(bytes(1000))
+            os.utime(path, (0, age))
+        assert collect(root, total + 3000, young_s=0.0)["removed_bytes"] == 0
+        assert collect(root, total + 1500, young_s=1.0)["removed_bytes"] == 2000
+        assert {"0" * 64, "1" * 64, "2" * 64} & store() == {"2" * 64}
+
+    def test_a_run_that_nobody_fetched_stays(self, store: Callable[[], set[str]], device: Device) -> None:
+        root = Path(device.root)
+        for name in ("home", "away", "unfinished"):
+            (root / "runs" / name).mkdir(parents=True)
+            Spool(root / "runs" / name).journal("lease")
+        for name in ("home", "away"):
+            (root / "runs" / name / "record.json").write_text("{}")
+        Spool(root / "runs" / "home").mark_fetched()
+        collect(root, 0, young_s=-1.0)
+        assert {path.name for path in (root / "runs").iterdir()} == {"away", "unfinished"}
+
+    def test_nothing_goes_where_it_is_unknown_what_is_needed(
+        self, store: Callable[[], set[str]], device: Device, transport: LocalTransport
+    ) -> None:
+        before = store()
+        Path(device.root, "deployment.json").write_text("{")
+        event = exchange(transport, device, "collect", quota_bytes=0, run_id="run", owner="me")
+        assert event["kind"] == "deployment"
+        assert store() == before
+
+    def test_links_are_not_followed(
+        self, store: Callable[[], set[str]], device: Device, tmp_path: Path
+    ) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "precious").write_text("x")
+        Path(device.root, "environments", "e" * 64).symlink_to(outside)
+        Path(device.root, "blobs", "sha256", "b" * 64).symlink_to(outside / "precious")
+        collect(Path(device.root), 0, young_s=-1.0)
+        assert (outside / "precious").read_text() == "x"
+
+    def test_a_run_that_came_home_may_go_and_its_wheels_are_not_sent_again(
+        self,
+        deploy: Callable[[Bundle], Deployment],
+        device: Device,
+        transport: LocalTransport,
+        bundles: list[Bundle],
+        wheels: list[WheelFile],
+        tmp_path: Path,
+    ) -> None:
+        result = run_bundle(device, bundles[0], only("parity"), tmp_path / "home", wheels=wheels)
+        root = Path(device.root)
+        assert Spool(root / "runs" / result.record.run_id).was_fetched()
+        (root / "blobs" / "sha256" / wheels[0].sha256).unlink()
+        assert prepare_environment(transport, device, wheels) == environment_id(wheels)
+        assert not (root / "blobs" / "sha256" / wheels[0].sha256).exists()
+
+
+def size_of(root: Path) -> int:
+    folders = [root / name for name in ("blobs/sha256", "incoming", "environments", "runs")]
+    return sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())

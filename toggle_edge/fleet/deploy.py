@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from toggle_runtime.plan import Plan
 from toggle_runtime.records import Blob, RecordError, RunRecord, from_data, from_json
 
 from toggle_edge.bundle import MANIFEST, Bundle
-from toggle_edge.errors import AgentError
+from toggle_edge.errors import AgentError, FleetError
 from toggle_edge.fleet import transport as transports
-from toggle_edge.fleet.agent_client import Event, OnProgress, ignore_progress, request
+from toggle_edge.fleet.agent_client import Event, OnProgress, exchange, ignore_progress, request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, environment_id, worker_wheels
 from toggle_edge.fleet.facts import facts_of
@@ -42,13 +43,18 @@ def prepare_environment(
     wheels: list[WheelFile] | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> str:
-    """Ship the worker's wheels (chosen by the device's facts unless given), unpack them; return the id."""
+    """Have the worker's wheels (chosen by the device's facts unless given) unpacked; return the environment's id.
+
+    They are sent only where the environment is not there yet: once it is, the device may have let its wheels go.
+    """
     if wheels is None:
         wheels = worker_wheels(facts_of(transport, device))
-    ship(transport, device, {wheel.sha256: (wheel.path, wheel.size) for wheel in wheels}, on_progress)
     identifier = environment_id(wheels)
     described = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name} for wheel in wheels]
-    request(transport, device, "environment", id=identifier, wheels=described, on_progress=on_progress)
+    fields: Event = {"id": identifier, "wheels": described}
+    if exchange(transport, device, "environment", on_progress=on_progress, **fields)["event"] == "error":
+        ship(transport, device, {wheel.sha256: (wheel.path, wheel.size) for wheel in wheels}, on_progress)
+        request(transport, device, "environment", on_progress=on_progress, **fields)
     return identifier
 
 
@@ -98,7 +104,9 @@ def run_bundle(
             on_progress,
             _longest_s(plan),
         )
-        return _fetch(session.open(), device, event, run_id, folder)
+        result = _fetch(session.open(), device, event, run_id, folder)
+        _tidy(session.open(), device, run_id)
+        return result
     finally:
         session.close()
 
@@ -127,6 +135,23 @@ def _fetch(transport: Transport, device: Device, event: Event, run_id: str, fold
     described = {**(event.get("traces") or {}), **dataclasses.asdict(record.traces)}
     _fetch_file(transport, device, described, traces, MAX_TRACES_BYTES)
     return RunResult(record, record_path, traces)
+
+
+def _tidy(transport: Transport, device: Device, run_id: str) -> None:
+    """The run has come home, so the device may let it go, and what else it does not need beyond its quota.
+
+    What fails here fails again where it matters: a run that is home must not be lost for it.
+    """
+    with suppress(FleetError):
+        request(transport, device, "fetched", run_id=run_id)
+        request(
+            transport,
+            device,
+            "collect",
+            quota_bytes=device.quota_bytes,
+            run_id=run_id,
+            owner=this_process(),
+        )
 
 
 def _fetch_file(transport: Transport, device: Device, described: Any, local: Path, limit: int) -> None:

@@ -15,6 +15,8 @@ from toggle_edge.errors import DeviceFileError
 
 TRANSPORTS = ("local", "ssh")
 
+DEFAULT_QUOTA_BYTES = 8 << 30
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a text"),
@@ -38,7 +40,8 @@ class Device:
     """One device. `root` is our folder on it, relative to the login folder unless absolute.
 
     `host_key` is the pinned fingerprint as `ssh-keygen -lf` prints it (`SHA256:...`), `identity` the private
-    key file, `python` the interpreter that runs the agent. Host fields are unused by the local transport.
+    key file, `python` the interpreter that runs the agent, `quota_bytes` what our files may take there beside what
+    is deployed. Host fields are unused by the local transport.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Device:
     root: str = "toggle-edge"
     python: str = "python3"
     threads: int = 1
+    quota_bytes: int = DEFAULT_QUOTA_BYTES
     labels: Mapping[str, str] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
 
@@ -60,6 +64,7 @@ class Device:
         self._require(self.transport in TRANSPORTS, "transport", f"one of {TRANSPORTS}", self.transport)
         self._require(0 < self.port < 65536, "port", "1 to 65535", self.port)
         self._require(self.threads > 0, "threads", "at least 1", self.threads)
+        self._require(self.quota_bytes >= 0, "quota_bytes", "0 or more", self.quota_bytes)
         self._require(
             self.root and not self.root.startswith("~"),
             "root",
