@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple, Type, T
 from toggle_runtime import PROTOCOL_VERSION, __version__, blobs, environments, facts, lease, records
 from toggle_runtime.layout import require_layout
 from toggle_runtime.plan import Plan
+from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
 from toggle_runtime.sweep import close_aborted, sweep
@@ -51,7 +52,7 @@ def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
     try:
         request, command = _parse(line)
         root = request["root"]
-        if command is not _facts:  # looking at a device leaves nothing there
+        if command not in (_facts, _remove):  # looking at a device leaves nothing there, removing even less
             require_layout(root)
         return dict(command(request, wire), event="result")
     except RequestError as exc:
@@ -115,6 +116,10 @@ def _discard(request: Request, wire: Wire) -> Dict[str, Any]:
 def _environment(request: Request, wire: Wire) -> Dict[str, Any]:
     wheels = [records.from_data(environments.Wheel, data) for data in _field(request, "wheels", list)]
     return {"path": str(environments.prepare(request["root"], _field(request, "id", str), wheels))}
+
+
+def _remove(request: Request, wire: Wire) -> Dict[str, Any]:
+    return remove(request["root"], _field(request, "owner", str))
 
 
 def _run(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -191,6 +196,7 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "facts": _facts,
     "fetch_record": _fetch_record,
     "missing": _missing,
+    "remove": _remove,
     "run": _run,
     "trust": _trust,
 }

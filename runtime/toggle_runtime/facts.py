@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from toggle_runtime import PROTOCOL_VERSION, __version__, lease
+from toggle_runtime.layout import foreign
 from toggle_runtime.meters import ENERGY
 from toggle_runtime.meters.memory import METHOD, peak_of_this_process
 from toggle_runtime.power_sources import power_sources
@@ -20,6 +21,8 @@ from toggle_runtime.records import RECORD_VERSION, Manifest
 from toggle_runtime.trust import trusted_keys
 
 _CPU = "/sys/devices/system/cpu"
+_SHOWN = 20
+"""Names of a root that is somebody's home folder: enough to see that it is."""
 
 
 def gather(root: Path) -> Dict[str, Any]:
@@ -46,6 +49,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "board": board(),
         "clock_s": time.time(),
         "lease": _lease(root),
+        "root_foreign": _foreign(root),
         "root_writable": os.access(str(_existing(root)), os.W_OK | os.X_OK),
         "root_executable": not os.statvfs(str(_existing(root))).f_flag & getattr(os, "ST_NOEXEC", 0),
         "energy_meters": {
@@ -105,6 +109,13 @@ def board() -> str:
 
 def _told(method: str, reason: Optional[str]) -> str:
     return method if reason is None else f"unavailable: {reason}"
+
+
+def _foreign(root: Path) -> List[str]:
+    try:
+        return foreign(root)[:_SHOWN]
+    except OSError as exc:
+        return [f"unavailable: {root}: {exc.strerror}"]
 
 
 def _lease(root: Path) -> Dict[str, str]:

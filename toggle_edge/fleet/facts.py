@@ -43,6 +43,7 @@ class DeviceFacts:
     board: str = "unavailable: this agent does not tell"
     clock_s: Optional[float] = None  # noqa: UP045 - the decoder that host and device share knows this spelling
     lease: dict[str, str] = field(default_factory=dict)
+    root_foreign: list[str] = field(default_factory=list)
     root_writable: bool = True
     root_executable: bool = True
     energy_meters: dict[str, str] = field(default_factory=dict)
