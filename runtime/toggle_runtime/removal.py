@@ -16,8 +16,9 @@ from toggle_runtime.wire import RequestError
 def remove(root: Path, owner: str) -> Dict[str, Any]:
     """Remove what is ours under `root`, and `root` itself if nothing else is in it.
 
-    Returns the names in it that were `removed`, and those `left` since they are not ours. May be repeated when it was interrupted. Raises RequestError: kind `layout` for a root without a layout file of
-    ours, kind `lease` while a run holds the device.
+    Returns the names in it that were `removed`, and those `left` since they are not ours. May be repeated when it was
+    interrupted. Raises RequestError: kind `layout` for a root without a layout file of ours, kind `lease` while a run
+    holds the device.
     """
     if not (root / LAYOUT).is_file() or (root / LAYOUT).is_symlink():
         raise RequestError(

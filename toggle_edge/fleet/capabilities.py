@@ -1,4 +1,4 @@
-"""From what a device says of itself to what can run there: its target, the worker's wheels, labels, a table for people."""
+"""From what a device says of itself to what can run there: target, wheels, labels, and a table for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNTIME_TARGETS = (("1.24", "onnx-cpu"), ("1.23", "onnx-cpu-1.23"), ("1.19", "on
 """Targets by the oldest onnxruntime that has their kernels, the newest first. The old ones have fewer formats."""
 
 UNAVAILABLE = "unavailable"
-MAX_TEXT = 120
+MAX_TEXT = 200
 
 _FALLBACK = "onnx-cpu"
 
@@ -77,7 +77,7 @@ def capability_table(
         "agent": facts.agent_version,
         "python": f"{facts.implementation} {facts.python}",
         "system": f"{facts.system} {facts.release}",
-        **({name: version for name, version in choice.wheels.items()} or {RUNTIME: missing}),
+        **(choice.wheels or {RUNTIME: missing}),
         "formats": ", ".join(map(str, target.menu)) if choice.wheels else missing,
         "cpus": facts.cpus,
         "memory_bytes": facts.memory_bytes,
