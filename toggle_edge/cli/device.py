@@ -10,9 +10,9 @@ import typer
 
 from toggle_edge.cli import registry
 from toggle_edge.cli.output import AsJson, ModeOption, run
+from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
-DeviceArgument = Annotated[str, typer.Argument(help="A name in devices/, or a device file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
     group.command("add")(registry.add)
     group.command("list")(list_devices)
     group.command("show")(show)
+    group.command("doctor")(registry.doctor)
     group.command("trust")(trust)
+    group.command("remove")(registry.remove)
     app.add_typer(group, name="device")
 
 

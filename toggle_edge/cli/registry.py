@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toggle_edge.cli.output import AsJson
+from toggle_edge.cli.output import EXIT_CODES, AsJson
 from toggle_edge.errors import DeviceFileError
 
 if TYPE_CHECKING:
     from toggle_edge.fleet.registration import Offer
 
+DeviceArgument = Annotated[str, typer.Argument(help="A name in devices/, or a device file.")]
 NameArgument = Annotated[str, typer.Argument(help="What to call it here: a plain name.")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Its address, or its name in ~/.ssh/config.")]
 UserOption = Annotated[
@@ -72,6 +73,42 @@ def add(
         typer.echo(json.dumps(added_json(added)))
     else:
         print_added(added, console_on_stdout())
+
+
+def doctor(device: DeviceArgument, as_json: AsJson = False) -> None:
+    """What can and cannot be done and measured on a device, why, and the command that would mend it."""
+    from toggle_edge.pipeline.registry import examined
+    from toggle_edge.report.cells import console_on_stdout
+    from toggle_edge.report.devices import examination_json, print_examination
+
+    examination = examined(device)
+    if as_json:
+        typer.echo(json.dumps(examination_json(examination)))
+    else:
+        print_examination(examination, console_on_stdout())
+    raise typer.Exit(EXIT_CODES.get(examination.outcome, 3))
+
+
+def remove(
+    device: DeviceArgument,
+    keep_files: Annotated[
+        bool, typer.Option("--keep-files", help="Leave the device alone; only forget it here.")
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget it even if it cannot be reached to be cleaned.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take everything of ours off a device, and delete its device file."""
+    from toggle_edge.pipeline.registry import remove_device
+    from toggle_edge.report.cells import console_on_stdout
+    from toggle_edge.report.devices import print_removed, removed_json
+
+    removed = remove_device(device, keep_files=keep_files, forget=forget)
+    if as_json:
+        typer.echo(json.dumps(removed_json(removed)))
+    else:
+        print_removed(removed, console_on_stdout())
 
 
 def _confirmed(offer: Offer) -> bool:

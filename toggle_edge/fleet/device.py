@@ -155,6 +155,12 @@ def device_folders() -> list[Path]:
     return [Path("devices"), package / "_data" / "devices", package.parent / "devices"]
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a device file is part of toggle-edge, rather than the user's."""
+    own, *shipped = (folder.resolve() for folder in device_folders())
+    return path.parent.resolve() != own and path.parent.resolve() in shipped
+
+
 def _table(value: Any, key: str) -> dict[str, Any]:
     _expect(isinstance(value, dict), key, "a table", value)
     return dict(value)
