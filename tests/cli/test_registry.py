@@ -77,7 +77,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def registered(far: Device, file: Path, call: Call) -> Path:
     """The device's file, as `add` would write it, without the device having been asked."""
-    write_device_file(file, device_text(far), replace=False)
+    write_device_file(file, device_text(dataclasses.replace(far, name="pi")), replace=False)
     return file
 
 
@@ -95,7 +95,7 @@ class TestAdd:
         assert device.threads == min(4, os.cpu_count() or 1)
         assert device.labels["kind"] == "raspberry-pi-5"
         assert device.labels["arch"] == os.uname().machine
-        assert device.labels["python"] == "%d.%d" % sys.version_info[:2]
+        assert device.labels["python"] == ".".join(map(str, sys.version_info[:2]))
         assert device.capabilities["onnxruntime"] == answer["wheels"]["onnxruntime"]
         assert device.capabilities["cpus"] == os.cpu_count()
         assert (answer["outcome"], answer["target"], answer["file"]) == (
@@ -460,6 +460,8 @@ class TestRemove:
         assert [path.name for path in Path(far.root).iterdir()] == ["thesis"]
 
     def test_keeping_its_files(self, registered: Path, call: Call, far: Device) -> None:
+        # Port 1: nobody is asked.
+        registered.write_text(registered.read_text().replace(f"port = {far.port}", "port = 1"))
         ended = call("device", "remove", "pi", "--keep-files", "--json")
         assert (ended.code, json.loads(ended.out)["removed"]) == (0, None)
         assert not registered.exists()

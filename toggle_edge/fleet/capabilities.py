@@ -64,7 +64,7 @@ def labels_of(facts: DeviceFacts) -> dict[str, str]:
         "python": ".".join(facts.python.split(".")[:2]),
         "board": "" if facts.board.startswith(UNAVAILABLE) else facts.board,
     }
-    return {key: _plain(value) for key, value in labels.items() if value}
+    return {key: plain(value) for key, value in labels.items() if value}
 
 
 def capability_table(
@@ -86,7 +86,7 @@ def capability_table(
         "energy": _energy(facts),
         "governor": facts.conditions.get("governor", f"{UNAVAILABLE}: not told"),
     }
-    return {key: _plain(value) if isinstance(value, str) else value for key, value in table.items()}
+    return {key: plain(value) if isinstance(value, str) else value for key, value in table.items()}
 
 
 def readable_meters(facts: DeviceFacts) -> list[str]:
@@ -108,7 +108,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def _plain(text: str) -> str:
-    # It came from a device and goes into a file and a terminal: one line, nothing that a terminal would obey.
+def plain(text: str, most: int = MAX_TEXT) -> str:
+    """What a device said, fit for a file and a terminal: one line of `most` characters, none that a terminal obeys."""
     shown = "".join(character if character.isprintable() else " " for character in text).strip()
-    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

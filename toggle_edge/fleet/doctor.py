@@ -5,21 +5,25 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toggle_runtime.records import ERROR, PASS
 
 from toggle_edge.errors import AgentError, FleetError, TransportError
 from toggle_edge.fleet import transport as transports
 from toggle_edge.fleet.agent_client import install
+from toggle_edge.fleet.capabilities import plain
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, worker_wheels
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
-from toggle_edge.fleet.findings import BROKEN, HERE, LOOKS, OK, THERE, UNKNOWN, Finding, Fix, Look
+from toggle_edge.fleet.findings import BROKEN, HERE, LOOKS, OK, THERE, UNKNOWN, Finding, Fix, Look, is_termux
 from toggle_edge.fleet.ssh_login import offered_key
 from toggle_edge.fleet.transport import Transport
 
 STEPS = ("reachable", "host key", "login", "agent")
+"""What comes before the agent's answer, each needed by the next."""
+
+_MAX_FOUND = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ def examine(
             findings += _asked(device, transport, known_keys, wheels_for)
         finally:
             transport.close()
+    findings = [replace(each, found=plain(each.found, _MAX_FOUND)) for each in findings]
     unknown = [name for name in (*STEPS, *LOOKS) if name not in {each.name for each in findings}]
     because = f"not looked at: {findings[-1].name} comes first"
     return Examination(device, (*findings, *(Finding(name, UNKNOWN, because) for name in unknown)))
@@ -101,9 +106,7 @@ def _asked(
         facts = facts_of(transport, device)
         after = time.time()
     except (AgentError, TransportError) as exc:
-        return [
-            Finding("agent", BROKEN, str(exc), Fix(THERE, f"command -v {shlex.quote(device.python)} python3"))
-        ]
+        return [Finding("agent", BROKEN, str(exc), _agent_fix(device))]
     wheels, why = None, ""
     try:
         wheels = wheels_for(facts)
@@ -119,6 +122,11 @@ def _as_whom(device: Device) -> str:
     return (
         f"{device.user}, with {device.identity or 'a key of the SSH agent'}" if device.user else "not needed"
     )
+
+
+def _agent_fix(device: Device) -> Fix:
+    installed = "pkg install python" if is_termux(device) else "sudo apt-get install -y python3"
+    return Fix(THERE, f"{installed} && command -v python3 # then `python` in the device file is that path")
 
 
 def _login_fix(device: Device) -> Fix:

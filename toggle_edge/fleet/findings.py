@@ -72,7 +72,7 @@ def _wheels_fix(look: Look) -> Fix | None:
     try:
         version, machine, minor = wheel_platform(look.facts)
     except FleetError:
-        return Fix(THERE, _PROOT) if _is_termux(look.device) else None
+        return Fix(THERE, _PROOT) if is_termux(look.device) else None
     pins = " ".join(PINS[version])
     return Fix(
         HERE,
@@ -165,7 +165,7 @@ def governor(look: Look) -> Finding:
         return Finding("governor", LIMITED, told)
     fix = Fix(THERE, "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")
     found = f"{told[:40]}: clocks follow the load, and times with them"
-    return Finding("governor", LIMITED, found, None if _is_termux(look.device) else fix)
+    return Finding("governor", LIMITED, found, None if is_termux(look.device) else fix)
 
 
 def lease(look: Look) -> Finding:
@@ -217,7 +217,8 @@ LOOKS: Mapping[str, Callable[[Look], Finding]] = {
 """What is looked at once the agent has answered, in the order in which it is shown."""
 
 
-def _is_termux(device: Device) -> bool:
+def is_termux(device: Device) -> bool:
+    """Whether it is Android's Termux: another prefix, no root, another package manager."""
     return "com.termux" in device.python + device.root
 
 
