@@ -334,6 +334,8 @@ class TestConfirmation:
         assert "On the device itself, not over this link, read it with ssh-keygen -lf /etc/ssh/" in said
         assert "was not confirmed; nothing was sent or written" in said
         assert not path.exists()
+        code, said = self.asked(options, folder, "\x04")  # Ctrl-D
+        assert (code, "defect" in said) == (130, False)
         code, said = self.asked(options, folder, "y")
         assert code == 0, said
         assert load_device(path).host_key == far.host_key

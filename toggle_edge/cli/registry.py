@@ -124,4 +124,7 @@ def _confirmed(offer: Offer) -> bool:
         known = "the same as in" if offer.pinned == offer.fingerprint else f"NOT {offer.pinned}, which is in"
         typer.echo(f"This is {known} its device file.", err=True)
     typer.echo(f"On the device itself, not over this link, read it with\n  {offer.command}", err=True)
-    return typer.confirm("Is it the same?", err=True)
+    try:
+        return typer.confirm("Is it the same?", err=True)
+    except typer.Abort as exc:  # Ctrl-C or Ctrl-D: an interrupt like any other
+        raise KeyboardInterrupt from exc

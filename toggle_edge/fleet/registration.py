@@ -205,5 +205,5 @@ def _require_own_root(facts: DeviceFacts, device: Device) -> None:
         shown = ", ".join(facts.root_foreign[:3])
         raise FleetError(
             f"device {device.name!r}: root {device.root}: expected a folder of our own, found {shown[:120]!r} in it; "
-            "choose another one with --root"
+            f"choose another one with --root; the agent is all that was put there ({device.root}/agent)"
         )
