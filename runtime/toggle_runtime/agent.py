@@ -29,6 +29,7 @@ from toggle_runtime import (
 from toggle_runtime.collection import collect
 from toggle_runtime.layout import require_layout
 from toggle_runtime.plan import Plan
+from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
 from toggle_runtime.supervise import WorkerError
@@ -64,7 +65,7 @@ def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
     try:
         request, command = _parse(line)
         root = request["root"]
-        if command is not _facts:  # looking at a device leaves nothing there
+        if command not in (_facts, _remove):  # looking at a device leaves nothing there, removing even less
             require_layout(root)
         return dict(command(request, wire), event="result")
     except RequestError as exc:
@@ -128,6 +129,10 @@ def _discard(request: Request, wire: Wire) -> Dict[str, Any]:
 def _environment(request: Request, wire: Wire) -> Dict[str, Any]:
     wheels = [records.from_data(environments.Wheel, data) for data in _field(request, "wheels", list)]
     return {"path": str(environments.prepare(request["root"], _field(request, "id", str), wheels))}
+
+
+def _remove(request: Request, wire: Wire) -> Dict[str, Any]:
+    return remove(request["root"], _field(request, "owner", str))
 
 
 def _run(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -268,6 +273,7 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "fetched": _fetched,
     "missing": _missing,
     "rollback": _rollback,
+    "remove": _remove,
     "run": _run,
     "talk": _talk,
     "trust": _trust,

@@ -8,15 +8,22 @@ import platform
 import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from toggle_runtime import PROTOCOL_VERSION, __version__
+from toggle_runtime import PROTOCOL_VERSION, __version__, lease
 from toggle_runtime.deployment import describe
+from toggle_runtime.layout import foreign
+from toggle_runtime.meters import ENERGY
+from toggle_runtime.meters.memory import METHOD, peak_of_this_process
+from toggle_runtime.power_sources import power_sources
 from toggle_runtime.records import RECORD_VERSION, Manifest
 from toggle_runtime.trust import trusted_keys
 
 _CPU = "/sys/devices/system/cpu"
+_SHOWN = 20
+"""Names of a root that is somebody's home folder: enough to see that it is."""
 
 
 def gather(root: Path) -> Dict[str, Any]:
@@ -41,6 +48,18 @@ def gather(root: Path) -> Dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_disk_bytes": shutil.disk_usage(_existing(root)).free,
         "conditions": conditions(),
+        "board": board(),
+        "clock_s": time.time(),
+        "lease": _lease(root),
+        "root_foreign": _foreign(root),
+        "root_writable": os.access(str(_existing(root)), os.W_OK | os.X_OK),
+        "root_executable": not os.statvfs(str(_existing(root))).f_flag & getattr(os, "ST_NOEXEC", 0),
+        "energy_meters": {
+            name: _told(f"{meter.METHOD}; scope: {meter.SCOPE}", meter.unavailable())
+            for name, meter in ENERGY.items()
+        },
+        "memory_meter": _told(METHOD, peak_of_this_process().reason),
+        "power_sources": power_sources(),
     }
     modules = foreign_modules()
     if modules is not None:
@@ -79,6 +98,34 @@ def cpu_model() -> str:
             if line.partition(":")[0].strip() == key:
                 return line.partition(":")[2].strip()
     return text if text.startswith("unavailable") else "unavailable: no model in /proc/cpuinfo"
+
+
+def board() -> str:
+    """The board's model as its device tree has it (ARM), or its maker's name for it (x86)."""
+    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
+        text = _read(path).rstrip("\0")
+        if text and not text.startswith("unavailable"):
+            return text
+    return "unavailable: neither a device tree nor DMI names this board"
+
+
+def _told(method: str, reason: Optional[str]) -> str:
+    return method if reason is None else f"unavailable: {reason}"
+
+
+def _foreign(root: Path) -> List[str]:
+    try:
+        return foreign(root)[:_SHOWN]
+    except OSError as exc:
+        return [f"unavailable: {root}: {exc.strerror}"]
+
+
+def _lease(root: Path) -> Dict[str, str]:
+    """Who holds the device, empty when nobody does; `unavailable` is why that cannot be told."""
+    try:
+        return {key: str(value) for key, value in lease.holder(root).items()}
+    except OSError as exc:
+        return {"unavailable": f"{root / 'lease'}: {exc.strerror}"}
 
 
 def _hottest() -> str:

@@ -69,7 +69,7 @@ def test_the_template_is_a_device_found_by_name() -> None:
         (SSH + "budget = 3", "budget: expected a table"),
         (SSH.replace(KEY, ""), "host_key: expected the pinned fingerprint"),
         (SSH.replace(KEY, "MD5:aa:bb"), "host_key: expected the pinned fingerprint"),
-        (SSH.replace('identity = "key"', ""), "identity: expected a value"),
+        (SSH.replace('user = "pi"', ""), "user: expected a value"),
         ("name = ", "expected a device file in TOML"),
     ],
 )

@@ -25,6 +25,7 @@ from scripted_workers import (
 )
 from toggle_runtime.collection import collect
 from toggle_runtime.deployment import Deployment, read_deployment
+from toggle_runtime.layout import foreign
 from toggle_runtime.records import from_data
 from toggle_runtime.spool import Spool
 
@@ -326,6 +327,7 @@ class TestTalking:
             said = talk(device, [1, 2], 4, [], heard.append)
             assert said.tokens == heard == [5, 5, 5, 5]
             assert said.bundle == bundles[0].digest
+        assert foreign(Path(device.root)) == [], "device remove takes all of it away"
 
     def test_nothing_answers_where_nothing_is_deployed(
         self, device: Device, set_worker: Callable[[str], None], tmp_path: Path

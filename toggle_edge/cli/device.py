@@ -8,18 +8,22 @@ from typing import Annotated
 
 import typer
 
+from toggle_edge.cli import registry
 from toggle_edge.cli.output import AsJson, ModeOption, run
+from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
-DeviceArgument = Annotated[str, typer.Argument(help="A name in devices/, or a device file.")]
 
 
 def register(app: typer.Typer) -> None:
     app.command("validate")(validate)
-    group = typer.Typer(help="List, show and trust devices.", no_args_is_help=True)
+    group = typer.Typer(help="Add, list, show, examine, trust and remove devices.", no_args_is_help=True)
+    group.command("add")(registry.add)
     group.command("list")(list_devices)
     group.command("show")(show)
+    group.command("doctor")(registry.doctor)
     group.command("trust")(trust)
+    group.command("remove")(registry.remove)
     app.add_typer(group, name="device")
 
 

@@ -24,6 +24,11 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "float": ((int, float), "a number"),
 }
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_ADDRESS = re.compile(r"[^\s-]\S*")
+"""A host or user: neither can be taken for an option of the commands that people are told to give."""
+
+_TABLES = ("labels", "budget", "meters", "capabilities")
+"""Fields that are read by themselves; all others are single values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,10 @@ class Device:
     """One device. `root` is our folder on it, relative to the login folder unless absolute.
 
     `host_key` is the pinned fingerprint as `ssh-keygen -lf` prints it (`SHA256:...`), `identity` the private
-    key file, `python` the interpreter that runs the agent, `quota_bytes` what our files may take there beside what
-    is deployed. Host fields are unused by the local transport.
+    key file (empty: the SSH agent's keys), `python` the interpreter that runs the agent, `quota_bytes` what our
+    files may take there beside what is deployed. `meters` are the energy meters that the board should have,
+    `capabilities` what `device add` found there, for people: nothing is decided by it later. Host fields are unused
+    by the local transport.
     """
 
     name: str
@@ -58,6 +65,8 @@ class Device:
     quota_bytes: int = DEFAULT_QUOTA_BYTES
     labels: Mapping[str, str] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
+    meters: tuple[str, ...] = ()
+    capabilities: Mapping[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._require(_NAME.fullmatch(self.name), "name", "a plain name", self.name)
@@ -73,10 +82,12 @@ class Device:
         )
         self._require(self.python, "python", "an interpreter", self.python)
         if self.transport == "ssh":
-            for key in ("host", "user", "identity"):
-                self._require(getattr(self, key), key, "a value, since transport is ssh", getattr(self, key))
+            for key in ("host", "user"):
+                value = getattr(self, key)
+                expected = "a value without spaces that does not begin with -, since transport is ssh"
+                self._require(_ADDRESS.fullmatch(value), key, expected, value)
             self._require(
-                _FINGERPRINT.fullmatch(self.host_key),
+                is_fingerprint(self.host_key),
                 "host_key",
                 "the pinned fingerprint SHA256:... (on the device: "
                 "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
@@ -88,9 +99,14 @@ class Device:
             raise DeviceFileError(f"device {self.name!r}: {key}: expected {expected}, got {value!r}")
 
 
+def is_fingerprint(text: str) -> bool:
+    """Whether it is a SHA-256 fingerprint as OpenSSH prints it."""
+    return _FINGERPRINT.fullmatch(text) is not None
+
+
 def load_device(source: str | Path) -> Device:
     """Read a device by file path, or by name from `devices/`. Raises DeviceFileError."""
-    path = _find(source)
+    path = device_path(source)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
@@ -100,8 +116,19 @@ def load_device(source: str | Path) -> Device:
         labels = _table(data.pop("labels", {}), "labels")
         for key, value in labels.items():
             _expect(isinstance(value, str), f"labels.{key}", "a text", value)
+        meters = data.pop("meters", [])
+        texts = isinstance(meters, list) and all(isinstance(meter, str) for meter in meters)
+        _expect(texts, "meters", "a list of texts", meters)
+        capabilities = _table(data.pop("capabilities", {}), "capabilities")
+        for key, value in capabilities.items():
+            holds = isinstance(value, str | int) and not isinstance(value, bool)
+            _expect(holds, f"capabilities.{key}", "a text or an integer", value)
         return Device(
-            **{"name": path.stem, **_fields(Device, data, "")}, budget=Budget(**budget), labels=labels
+            **{"name": path.stem, **_fields(Device, data, "")},
+            budget=Budget(**budget),
+            labels=labels,
+            meters=tuple(meters),
+            capabilities=capabilities,
         )
     except DeviceFileError as exc:
         raise DeviceFileError(f"{path}: {exc}") from None
@@ -109,14 +136,15 @@ def load_device(source: str | Path) -> Device:
 
 def device_names() -> list[str]:
     """The names of all device files that `load_device` finds, sorted."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+    return sorted({path.stem for folder in device_folders() for path in folder.glob("*.toml")})
 
 
-def _find(source: str | Path) -> Path:
+def device_path(source: str | Path) -> Path:
+    """The file of a device that is named, or given by path. Raises DeviceFileError when no file has that name."""
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
         return path
-    for folder in _folders():
+    for folder in device_folders():
         candidate = folder / f"{source}.toml"
         if candidate.is_file():
             return candidate
@@ -125,10 +153,17 @@ def _find(source: str | Path) -> Path:
     raise DeviceFileError(f"device {str(source)!r}: expected a device file or a name in devices/; {hint}")
 
 
-def _folders() -> list[Path]:
+def device_folders() -> list[Path]:
+    """Where device files are looked for, the first that has one wins."""
     package = Path(__file__).parents[1]
     # The user's own files first; then a wheel's data; then a checkout's.
     return [Path("devices"), package / "_data" / "devices", package.parent / "devices"]
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a device file is part of toggle-edge, rather than the user's."""
+    own, *shipped = (folder.resolve() for folder in device_folders())
+    return path.parent.resolve() != own and path.parent.resolve() in shipped
 
 
 def _table(value: Any, key: str) -> dict[str, Any]:
@@ -138,7 +173,7 @@ def _table(value: Any, key: str) -> dict[str, Any]:
 
 def _fields(kind: type, data: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Check keys and types of a table against a dataclass's annotations (texts, since they are deferred)."""
-    types = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in ("labels", "budget")}
+    types = {f.name: str(f.type) for f in dataclasses.fields(kind) if f.name not in _TABLES}
     for key, value in data.items():
         if key not in types:
             nearest = difflib.get_close_matches(key, types, 1)

@@ -56,7 +56,7 @@ def worker_wheels(facts: DeviceFacts, cache: Path | None = None) -> list[WheelFi
 
     Raises FleetError when no such wheels exist, or when they cannot be fetched.
     """
-    version, machine, minor = _platform_of(facts)
+    version, machine, minor = wheel_platform(facts)
     folder = (cache or cache_folder() / "wheels") / f"cp{version.replace('.', '')}-{machine}"
     wheels = [_cached(folder, pin, minor) for pin in PINS[version]]
     if None in wheels:
@@ -76,7 +76,8 @@ def prefetch() -> None:
     worker_wheels(read_facts(gather(Path.cwd()), here))
 
 
-def _platform_of(facts: DeviceFacts) -> tuple[str, str, int]:
+def wheel_platform(facts: DeviceFacts) -> tuple[str, str, int]:
+    """The device's Python (`3.11`), architecture, and glibc's minor version. Raises FleetError where no wheels fit."""
     version = ".".join(facts.python.split(".")[:2])
     what = f"{facts.implementation} {facts.python} {facts.system} {facts.machine} {facts.libc}"
     if facts.implementation != "CPython" or version not in PINS:

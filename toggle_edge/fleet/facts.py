@@ -18,7 +18,10 @@ from toggle_edge.fleet.transport import Transport
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """The agent's `facts`. `trusted_keys` maps public keys (hex) to names; sizes are in bytes."""
+    """The agent's `facts`. `trusted_keys` maps public keys (hex) to names; sizes are in bytes; `clock_s` is the
+    device's time in seconds since 1970; `lease` is empty when nobody holds it. Meters and power sources say how they
+    read, or `unavailable: why`. What has a default is unknown to older agents.
+    """
 
     agent_version: str
     protocol: int
@@ -40,6 +43,15 @@ class DeviceFacts:
     deployed: Optional[Deployment] = None  # noqa: UP045  (what the codec reads)
     deployment_problem: Optional[str] = None  # noqa: UP045
     modules: list[str] = field(default_factory=list)
+    board: str = "unavailable: this agent does not tell"
+    clock_s: Optional[float] = None  # noqa: UP045 - the decoder that host and device share knows this spelling
+    lease: dict[str, str] = field(default_factory=dict)
+    root_foreign: list[str] = field(default_factory=list)
+    root_writable: bool = True
+    root_executable: bool = True
+    energy_meters: dict[str, str] = field(default_factory=dict)
+    memory_meter: str = "unavailable: this agent does not tell"
+    power_sources: dict[str, str] = field(default_factory=dict)
 
 
 def facts_of(transport: Transport, device: Device) -> DeviceFacts:

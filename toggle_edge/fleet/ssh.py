@@ -7,7 +7,6 @@ every operation is watched: when the socket delivers nothing for `silence_s`, th
 from __future__ import annotations
 
 import shlex
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import paramiko
 
-from toggle_edge.errors import HostKeyError, TransportError, TransportLostError
+from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.ssh_login import CONNECT_TIMEOUT_S, Link, login
 from toggle_edge.fleet.transport import (
     MAX_STDERR_BYTES,
     Completed,
@@ -28,7 +28,6 @@ from toggle_edge.fleet.transport import (
     ignore_bytes,
 )
 
-CONNECT_TIMEOUT_S = 15.0
 SILENCE_S = 15.0
 """Longest silence of a live link. An agent at work speaks every 2 s; a server acknowledges every write."""
 
@@ -42,45 +41,14 @@ def connect(device: Device, silence_s: float = SILENCE_S) -> Transport:
     Raises HostKeyError for another key, TransportError when refused, TransportLostError when unreachable.
     """
     where = f"device {device.name!r} ({device.user}@{device.host}:{device.port})"
-    try:
-        identity = paramiko.PKey.from_path(Path(device.identity).expanduser())
-    except (OSError, ValueError, paramiko.SSHException, paramiko.UnknownKeyType) as exc:
-        raise TransportError(
-            f"{where}: identity {device.identity}: expected a private key without passphrase: {exc}"
-        ) from exc
-    try:
-        link = _Link.open(device.host, device.port)
-    except OSError as exc:
-        raise TransportLostError(f"{where}: cannot connect: {exc}; is it on, and is sshd running?") from exc
-    client = paramiko.Transport(link)
-    client.banner_timeout = client.auth_timeout = CONNECT_TIMEOUT_S
-    try:
-        client.start_client(timeout=CONNECT_TIMEOUT_S)
-        key = client.get_remote_server_key()
-        if key.fingerprint != device.host_key:
-            raise HostKeyError(
-                f"{where}: expected host key {device.host_key}, got {key.get_name()} {key.fingerprint}; "
-                "nothing was sent. If the device was set up anew, check the fingerprint on the device itself "
-                "and put it into its device file"
-            )
-        client.auth_publickey(device.user, identity)
-    except BaseException as exc:
-        client.close()
-        if isinstance(exc, paramiko.AuthenticationException):
-            raise TransportError(
-                f"{where}: the device refused the key {device.identity}: {exc}; is its public half in the "
-                "device's authorized_keys?"
-            ) from exc
-        if isinstance(exc, (paramiko.SSHException, EOFError, OSError)):
-            raise TransportLostError(f"{where}: the connection failed: {exc or type(exc).__name__}") from exc
-        raise
+    client, link = login(device, where)
     return SshTransport(client, link, where, silence_s)
 
 
 class SshTransport:
     """One authenticated connection. After TransportLostError it is closed; connect again."""
 
-    def __init__(self, client: paramiko.Transport, link: _Link, where: str, silence_s: float) -> None:
+    def __init__(self, client: paramiko.Transport, link: Link, where: str, silence_s: float) -> None:
         self._client = client
         self._link = link
         self._where = where
@@ -223,22 +191,3 @@ class SshTransport:
     def _refused(self, exc: Exception) -> bool:
         # An SFTP status without errno is all that OpenSSH gives for a full disk and the like.
         return type(exc) is OSError and exc.errno is None and self._client.is_active()
-
-
-class _Link(socket.socket):
-    """A TCP socket that knows when it last heard from the other side."""
-
-    heard = 0.0
-
-    @classmethod
-    def open(cls, host: str, port: int) -> _Link:
-        plain = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
-        link = cls(plain.family, plain.type, plain.proto, plain.detach())
-        link.settimeout(CONNECT_TIMEOUT_S)
-        return link
-
-    def recv(self, *args: int) -> bytes:
-        data = super().recv(*args)
-        if data:
-            self.heard = time.monotonic()
-        return data

@@ -1,0 +1,161 @@
+"""Logging in over SSH: the host key is compared before anything is sent, then the client's keys are offered."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from toggle_edge.errors import HostKeyError, TransportError, TransportLostError
+from toggle_edge.fleet.device import Device
+
+CONNECT_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedKey:
+    """A host key as its device offered it: `kind` such as `ssh-ed25519`, fingerprint as `ssh-keygen -lf` prints it."""
+
+    kind: str
+    fingerprint: str
+
+
+def offered_key(host: str, port: int) -> OfferedKey:
+    """Exchange keys with the sshd there, and go away before anybody is authenticated.
+
+    Raises TransportLostError when nobody answers, or not in SSH.
+    """
+    where = f"{host}:{port}"
+    client = _negotiated(where, _opened(where, host, port))
+    try:
+        key = client.get_remote_server_key()
+        return OfferedKey(key.get_name(), key.fingerprint)
+    finally:
+        client.close()
+
+
+def login(device: Device, where: str) -> tuple[paramiko.Transport, Link]:
+    """An authenticated connection to a device, and the socket below it. `where` begins every error message.
+
+    Raises HostKeyError for another host key, TransportError when refused, TransportLostError when unreachable.
+    """
+    with _client_keys(device, where) as keys:
+        link = _opened(where, device.host, device.port)
+        client = _negotiated(where, link)
+        try:
+            key = client.get_remote_server_key()
+            if key.fingerprint != device.host_key:
+                raise HostKeyError(
+                    f"{where}: expected host key {device.host_key}, got {key.get_name()} {key.fingerprint}; "
+                    "nothing was sent. If the device was set up anew, check the fingerprint on the device itself "
+                    "and put it into its device file"
+                )
+            _authenticate(client, device, keys, where)
+        except BaseException:
+            client.close()
+            raise
+    return client, link
+
+
+def private_key(path: Path) -> paramiko.PKey:
+    """The key in that file. Raises ValueError when it cannot be read, is none, or wants a passphrase."""
+    try:
+        return paramiko.PKey.from_path(path.expanduser())
+    except (OSError, ValueError, paramiko.SSHException, paramiko.UnknownKeyType) as exc:
+        raise ValueError(f"identity {path}: expected a private key without passphrase: {exc}") from exc
+
+
+class Link(socket.socket):
+    """A TCP socket that knows when it last heard from the other side."""
+
+    heard = 0.0
+
+    @classmethod
+    def open(cls, host: str, port: int) -> Link:
+        plain = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        link = cls(plain.family, plain.type, plain.proto, plain.detach())
+        link.settimeout(CONNECT_TIMEOUT_S)
+        return link
+
+    def recv(self, *args: int) -> bytes:
+        data = super().recv(*args)
+        if data:
+            self.heard = time.monotonic()
+        return data
+
+
+def _opened(where: str, host: str, port: int) -> Link:
+    try:
+        return Link.open(host, port)
+    except OSError as exc:
+        raise TransportLostError(f"{where}: cannot connect: {exc}; is it on, and is sshd running?") from exc
+
+
+def _negotiated(where: str, link: Link) -> paramiko.Transport:
+    client = paramiko.Transport(link)
+    client.banner_timeout = client.auth_timeout = CONNECT_TIMEOUT_S
+    try:
+        client.start_client(timeout=CONNECT_TIMEOUT_S)
+    except (paramiko.SSHException, EOFError, OSError) as exc:
+        client.close()
+        raise _lost(where, exc) from exc
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+@contextmanager
+def _client_keys(device: Device, where: str) -> Iterator[Sequence[paramiko.PKey]]:
+    """The key file's key, or without one all that the SSH agent holds; the agent signs until the block ends."""
+    if device.identity:
+        try:
+            key = private_key(Path(device.identity))
+        except ValueError as exc:
+            raise TransportError(f"{where}: {exc}") from exc
+        yield [key]
+        return
+    agent = paramiko.Agent()
+    try:
+        keys = agent.get_keys()
+        if not keys:
+            raise TransportError(
+                f"{where}: the device file names no identity, and no SSH agent here holds a key; "
+                "run ssh-add, or put a private key's path into `identity`"
+            )
+        yield keys
+    finally:
+        agent.close()
+
+
+def _authenticate(
+    client: paramiko.Transport, device: Device, keys: Sequence[paramiko.PKey], where: str
+) -> None:
+    named = f"the key {device.identity}" if device.identity else f"all {len(keys)} keys of the SSH agent"
+    for tried, key in enumerate(keys, 1):
+        try:
+            client.auth_publickey(device.user, key)
+            return
+        except (paramiko.SSHException, EOFError, OSError) as exc:
+            if tried > 1 and not client.is_active():
+                # A server allows few attempts (six, as OpenSSH comes), and an agent may hold many keys.
+                raise TransportError(
+                    f"{where}: the device stopped listening at the {tried}. of the SSH agent's {len(keys)} keys; "
+                    "put the path of the right one into `identity`"
+                ) from exc
+            if not isinstance(exc, paramiko.AuthenticationException):
+                raise _lost(where, exc) from exc
+            if tried == len(keys):
+                raise TransportError(
+                    f"{where}: the device refused {named}: {exc}; is its public half in the "
+                    "device's authorized_keys?"
+                ) from exc
+
+
+def _lost(where: str, exc: Exception) -> TransportLostError:
+    return TransportLostError(f"{where}: the connection failed: {exc or type(exc).__name__}")
