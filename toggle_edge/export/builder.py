@@ -20,6 +20,7 @@ import onnx
 
 from toggle_edge.errors import ExportError
 from toggle_edge.export.corrections import correct, last_norm
+from toggle_edge.export.genai import genai_config
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import EMBEDDING, HEAD
 from toggle_edge.model.load import LanguageModel
@@ -82,7 +83,8 @@ def built_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
             f"{len(between) - between.count(None)}"
         )
     hidden = dict(enumerate((*(name for name in between if name), last_norm(graph.graph))))
-    return Skeleton(graph, weights, hidden, dict.fromkeys(range(model.shape.layers), heads))
+    every = dict.fromkeys(range(model.shape.layers), heads)
+    return Skeleton(graph, weights, hidden, every, genai_config(model))
 
 
 def _run_builder(source: Path, destination: Path, *, packed: bool) -> None:

@@ -6,6 +6,7 @@ so does `signals.onnx`, the second graph, which adds the attention rows and hidd
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import FP16, Config, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
+from toggle_edge.export.genai import GENAI_FILE
 from toggle_edge.export.packing import layer_bytes, layer_size
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
@@ -59,6 +61,7 @@ def export_onnx(
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     _add_signal_outputs(model, skeleton)
     (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / GENAI_FILE).write_bytes(_genai_bytes(skeleton))
     return artifact_in(TARGET, folder)
 
 
@@ -78,7 +81,11 @@ def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config)
     model = _rewritten(skeleton, stubs, offsets, 4)
     total += len(_move_constants(model)) + len(model.SerializeToString(deterministic=True))
     _add_signal_outputs(model, skeleton)
-    return total + len(model.SerializeToString(deterministic=True))
+    return total + len(model.SerializeToString(deterministic=True)) + len(_genai_bytes(skeleton))
+
+
+def _genai_bytes(skeleton: Skeleton) -> bytes:
+    return json.dumps(skeleton.genai, indent=2).encode()
 
 
 def _stub(layer: Layer, fmt: Format) -> CompressedLayer:

@@ -26,7 +26,8 @@ from toggle_edge.workspace import naming_errors
 @dataclass(frozen=True)
 class ExportOptions:
     """What `toggle-edge export` may be told. With `config`, `source` is a model's folder; with `mode` or `trial`
-    it is a study's name, which knows its profile, probes, quantiser and pruner. `output` must not exist yet."""
+    it is a study's name, which knows its profile, probes, quantiser and pruner. `output` must not exist yet, nor
+    `unpacked`, where artifact and tokenizer are laid out as engines open them."""
 
     source: str
     output: Path
@@ -40,13 +41,15 @@ class ExportOptions:
     unsigned: bool = False
     quantiser: str | None = None
     pruner: str | None = None
+    unpacked: Path | None = None
 
 
 def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
     """Write the bundle. Nothing is left at `output` unless all of it could be made and its parity holds."""
     exporter_for(options.target)
-    if options.output.exists():
-        raise InputError(f"output {options.output}: expected a new folder, it exists; choose another")
+    for name, folder in (("output", options.output), ("unpacked", options.unpacked)):
+        if folder is not None and folder.exists():
+            raise InputError(f"{name} {folder}: expected a new folder, it exists; choose another")
     chosen = [name for name in ("config", "mode", "trial") if getattr(options, name) is not None]
     if len(chosen) != 1:
         raise InputError(

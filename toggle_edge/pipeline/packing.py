@@ -17,7 +17,7 @@ from toggle_runtime.signals import SignalsError
 from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
-from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
+from toggle_edge.bundle import BASELINE, CANARY, PROBES, TOKENIZER, Bundle, build_bundle
 from toggle_edge.config import Config
 from toggle_edge.errors import ProbeError
 from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
@@ -26,6 +26,15 @@ from toggle_edge.export.parity import check_parity
 from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.probes import probes_to_json
 from toggle_edge.signing import SigningKey
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""What transformers saves of a tokenizer, as far as a model has it."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,14 @@ def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
     except SignalsError as exc:
         raise ProbeError(f"probes: their baseline cannot be reduced for the device: {exc}") from exc
     write_reduced(baseline, reduced)
-    extra = {PROBES: probes, BASELINE: baseline}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (prepared.model.folder / name).is_file():
-            extra[f"tokenizer/{name}"] = prepared.model.folder / name
-    return extra
+    return {PROBES: probes, BASELINE: baseline, **tokenizer_files(prepared.model.folder)}
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """What there is of a model's tokenizer, by its path in a bundle."""
+    return {
+        f"{TOKENIZER}/{name}": folder / name for name in TOKENIZER_FILES if (folder / name).is_file()
+    }
 
 
 def export(
