@@ -24,7 +24,9 @@ def linked_site(folder: Path, *names: str) -> Path:
             continue
         seen.add(name)
         found = distribution(name)
-        for top in {path.parts[0] for path in found.files or () if path.parts[0] not in ("..", "__pycache__")}:
+        for top in {
+            path.parts[0] for path in found.files or () if path.parts[0] not in ("..", "__pycache__")
+        }:
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(found.locate_file(top))).resolve())
         needed = map(Requirement, found.requires or ())

@@ -1,6 +1,7 @@
 """Targets: what weights can be stored as on each, because a kernel there reads it. Pure data, no torch.
 
-Menus were found by running kernels, not by reading lists: onnxruntime 1.31 on x86-64, executorch 1.5.1 with XNNPACK.
+Menus were found by running kernels, not by reading lists: onnxruntime 1.31 on x86-64, or what a target names (1.23.2,
+1.19.2); executorch 1.5.1 with XNNPACK.
 `paper` is no hardware: it is the world of TOGGLE (arXiv 2512.16855), where every number of bits and every zero pays.
 """
 
@@ -54,6 +55,7 @@ def _grid(bits: Sequence[int], groups: Sequence[int]) -> frozenset[Format]:
 _FLOATS = frozenset({FP16, FP32})
 _ONNX = _grid((2, 4, 8), GROUPS) | _FLOATS
 _CUDA = _grid((4, 8), GROUPS) | _FLOATS
+_ONNX_1_19 = _grid((4,), GROUPS) | _FLOATS
 _XNNPACK = frozenset({Format(4, 32), Format(4, 128), Format(8, AXIS)}) | _FLOATS
 _PAPER = (*(Format(bits, AXIS) for bits in range(2, 16)), FP16)
 
@@ -61,6 +63,9 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target("onnx-cpu", _ONNX, _ONNX, (Format(2, 64), Format(4, 32), Format(8, 64), FP16)),
+        # The last for Python 3.10 and JetPack 6, and for Python 3.8 and JetPack 5.
+        Target("onnx-cpu-1.23", _CUDA, _CUDA, (Format(4, 32), Format(8, 64), FP16)),
+        Target("onnx-cpu-1.19", _ONNX_1_19, _ONNX_1_19, (Format(4, 32), Format(4, 128), FP16)),
         Target("onnx-cuda", _CUDA, _CUDA, (Format(4, 32), Format(8, 64), FP16)),
         Target(
             "executorch-xnnpack",

@@ -153,7 +153,9 @@ def test_the_chat_template_comes_along(
 
 def test_sampling_and_end_tokens_are_the_models_own(tiny: LanguageModel, tmp_path: Path) -> None:
     own = dataclasses.replace(tiny, folder=tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7], "do_sample": true, "top_k": 5}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"eos_token_id": [2, 7], "do_sample": true, "top_k": 5}'
+    )
     found = genai_config(own)
     assert found["model"]["eos_token_id"] == [2, 7]
     assert found["model"]["pad_token_id"] == 2
@@ -181,9 +183,7 @@ def test_weights_are_links_and_what_people_edit_are_copies(
         unpack(bundle, folder)
 
 
-def test_unpacking_that_fails_leaves_nothing(
-    tiny: LanguageModel, skeleton: Skeleton, tmp_path: Path
-) -> None:
+def test_unpacking_that_fails_leaves_nothing(tiny: LanguageModel, skeleton: Skeleton, tmp_path: Path) -> None:
     bundle, _ = bundled(tiny, skeleton, WHOLE, tmp_path)
     bundle.blob_path(bundle.manifest.files["artifact/signals.onnx"].sha256).unlink()
     with pytest.raises(ExportError, match="cannot unpack"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,36 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.compress.quantise import CompressedLayer
-from toggle_edge.config import FP16, Config, Format, nearest_with_kernel
+from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
 from toggle_edge.export.genai import GENAI_FILE
 from toggle_edge.export.packing import layer_bytes, layer_size
+from toggle_edge.export.plain import Plain, older_attention, plain_attentions, plain_lookup, plain_norms
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
+from toggle_edge.targets import target_named
 
-TARGET = "onnx-cpu"
 GRAPH, SIGNALS_GRAPH, SHARED_FILE = "model.onnx", "signals.onnx", "weights/shared.bin"
 SMALL_BYTES = 1024
 """Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a target's onnxruntime has kernels for beyond what all of them have: GatherBlockQuantized, attention rows
+    as an output. `opset` is the newest that it reads."""
+
+    lookups: bool = True
+    rows: bool = True
+    opset: int = 23
+
+
+KERNELS: Mapping[str, Kernels] = {
+    "onnx-cpu": Kernels(),
+    "onnx-cpu-1.23": Kernels(),
+    "onnx-cpu-1.19": Kernels(lookups=False, rows=False, opset=21),
+}
 
 ATTENTION_OUTPUT = "signals.attention.{}"
 HIDDEN_OUTPUT = "signals.hidden.{}"
@@ -39,8 +58,9 @@ def export_onnx(
     folder: Path,
     *,
     accuracy_level: int = 4,
+    target: str = "onnx-cpu",
 ) -> Artifact:
-    """Write the artifact of `layers` into the empty or new `folder`.
+    """Write the artifact of `layers` into the empty or new `folder`, for the onnxruntime of `target`.
 
     `accuracy_level` 4 lets the integer kernels quantise activations, which is what runs fast; 0 computes in
     float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape,
@@ -50,22 +70,24 @@ def export_onnx(
         raise ExportError(
             "export: expected exactly the skeleton's layers; compress all of the model's layers"
         )
-    _require_kernels(layers)
+    _require_kernels(layers, target)
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     offsets = {}
     for name, layer in layers.items():
         content, offsets[name] = layer_bytes(layer)
         (folder / weight_path(name)).write_bytes(content)
-    model = _rewritten(skeleton, layers, offsets, accuracy_level)
+    model = _rewritten(skeleton, layers, offsets, accuracy_level, KERNELS[target])
     (folder / SHARED_FILE).write_bytes(_move_constants(model))
     (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    _add_signal_outputs(model, skeleton)
+    _add_signal_outputs(model, skeleton, KERNELS[target])
     (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
     (folder / GENAI_FILE).write_bytes(_genai_bytes(skeleton))
-    return artifact_in(TARGET, folder)
+    return artifact_in(target, folder)
 
 
-def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config) -> int:
+def predicted_bytes(
+    skeleton: Skeleton, layers: Sequence[Layer], config: Config, *, target: str = "onnx-cpu"
+) -> int:
     """Bytes of the artifact that `export_onnx` would write for `config`: exact, and nothing is written.
 
     Raises ConfigError for a format that no kernel reads.
@@ -76,11 +98,11 @@ def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config)
         stubs[layer.name] = _stub(layer, fmt)
         size, offsets[layer.name] = layer_size(fmt, layer.rows, layer.columns)
         total += size
-    _require_kernels(stubs)
+    _require_kernels(stubs, target)
     # 4 or 0: either takes one byte in the graph.
-    model = _rewritten(skeleton, stubs, offsets, 4)
+    model = _rewritten(skeleton, stubs, offsets, 4, KERNELS[target])
     total += len(_move_constants(model)) + len(model.SerializeToString(deterministic=True))
-    _add_signal_outputs(model, skeleton)
+    _add_signal_outputs(model, skeleton, KERNELS[target])
     return total + len(model.SerializeToString(deterministic=True)) + len(_genai_bytes(skeleton))
 
 
@@ -105,7 +127,11 @@ def weight_path(layer: str) -> str:
 
 
 def _rewritten(
-    skeleton: Skeleton, layers: Mapping[str, CompressedLayer], offsets: Mapping[str, int], accuracy_level: int
+    skeleton: Skeleton,
+    layers: Mapping[str, CompressedLayer],
+    offsets: Mapping[str, int],
+    accuracy_level: int,
+    kernels: Kernels,
 ) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(skeleton.graph)
@@ -121,7 +147,7 @@ def _rewritten(
             nodes += _multiplication(node, name, layers[name], offsets[name], accuracy_level, tensors)
         elif node.op_type == "Gather" and looked_up.get(node.input[0], node.input[0]) in skeleton.weights:
             name = skeleton.weights[looked_up.get(node.input[0], node.input[0])]
-            nodes += _lookup(node, name, layers[name], offsets[name], tensors)
+            nodes += _lookup(node, name, layers[name], offsets[name], tensors, kernels)
         elif not (node.op_type == "Transpose" and node.input[0] in skeleton.weights):
             nodes.append(node)
     kept = [tensor for tensor in graph.initializer if tensor.name not in skeleton.weights]
@@ -129,6 +155,12 @@ def _rewritten(
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+    plain_norms(graph)
+    for opset in model.opset_import:
+        if opset.domain == "":
+            opset.version = min(opset.version, kernels.opset)
+    if not kernels.rows:
+        older_attention(graph, context_tokens=int(skeleton.genai["model"]["context_length"]))
     return model
 
 
@@ -175,6 +207,7 @@ def _lookup(
     layer: CompressedLayer,
     offset: int,
     tensors: dict[str, onnx.TensorProto],
+    kernels: Kernels,
 ) -> Iterator[onnx.NodeProto]:
     fmt = layer.format
     if layer.scales is None:
@@ -194,6 +227,12 @@ def _lookup(
     # The same bytes as the head's codes, seen as one row per token: a second name, not a second copy.
     flat = (layer.rows, layer.columns * fmt.bits // 8)
     codes, scales, zero_points = _stored(name, "rows", flat, layer, offset, tensors)
+    if not kernels.lookups:
+        plain = Plain()
+        plain_lookup(plain, name, node.input[1], [codes, scales, *zero_points], node.output[0], fmt.group)
+        tensors.update(plain.constants)
+        yield from plain.nodes
+        return
     yield helper.make_node(
         "GatherBlockQuantized",
         [codes, node.input[1], scales, *zero_points],
@@ -234,17 +273,17 @@ def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
     return _external(f"{name}.{layer.format}", name, kind, (layer.rows, layer.columns), 0)
 
 
-def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
+def _require_kernels(layers: Mapping[str, CompressedLayer], target: str) -> None:
     for name, layer in layers.items():
         fmt = layer.format
-        nearest = nearest_with_kernel(fmt)
+        nearest = target_named(target).nearest(fmt)
         if fmt != nearest:
             raise ConfigError(
-                f"{name}: {TARGET} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+                f"{name}: {target} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
             )
         if layer.zero_points is not None and not fmt.asymmetric:
             raise ConfigError(
-                f"{name}: {TARGET}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
+                f"{name}: {target}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
                 "choose another than seq"
             )
 
@@ -278,7 +317,7 @@ def _move_constants(model: onnx.ModelProto) -> bytes:
     return bytes(content)
 
 
-def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
+def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton, kernels: Kernels) -> None:
     graph = model.graph
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     if len(attentions) != len(skeleton.heads):
@@ -287,9 +326,10 @@ def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
         )
     for node, (block, heads) in zip(attentions, skeleton.heads.items(), strict=True):
         name = ATTENTION_OUTPUT.format(block)
-        node.output.append(name)
-        # 2: the rows after the softmax.
-        node.attribute.append(helper.make_attribute("qk_output", 2))
+        if kernels.rows:
+            node.output.append(name)
+            # 2: the rows after the softmax.
+            node.attribute.append(helper.make_attribute("qk_output", 2))
         rows: list[str | int | None] = [
             "batch_size",
             heads,
@@ -297,6 +337,8 @@ def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
             "total_sequence_length",
         ]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, rows))
+    if not kernels.rows:
+        plain_attentions(graph, [ATTENTION_OUTPUT.format(block) for block in skeleton.heads])
     names = {hidden: HIDDEN_OUTPUT.format(block) for block, hidden in skeleton.hidden.items()}
     for node in graph.node:
         for edges in (node.input, node.output):

@@ -76,9 +76,7 @@ def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """What there is of a model's tokenizer, by its path in a bundle."""
-    return {
-        f"{TOKENIZER}/{name}": folder / name for name in TOKENIZER_FILES if (folder / name).is_file()
-    }
+    return {f"{TOKENIZER}/{name}": folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def export(
