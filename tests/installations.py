@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -49,3 +53,17 @@ def run_in(
         cwd=cwd,
         env={"PATH": os.environ.get("PATH", ""), "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"},
     )
+
+
+@cache
+def fetched_site(requirement: str) -> Path | None:
+    """A site folder with one distribution, without what it requires; None where no package index has it for us.
+
+    Fetched once for all tests of a process; pip keeps the wheel for the next.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="toggle-edge-site-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps"]
+    command += ["--only-binary=:all:", "--no-compile", "--retries", "1", "--target", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    return folder if done.returncode == 0 else None

@@ -61,7 +61,7 @@ def test_a_menu_with_nothing_in_common_names_the_nearest() -> None:
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="onnx-cpu, onnx-cuda, executorch-xnnpack, paper, got 'tpu'"):
+    with pytest.raises(ConfigError, match=r"onnx-cpu, onnx-cpu-1\.23, onnx-cpu-1\.19, .*, paper, got 'tpu'"):
         target_named("tpu")
 
 

@@ -155,6 +155,8 @@ def _rewritten(
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+    # The builder's shapes of values in between are wrong in places; engines infer their own.
+    del graph.value_info[:]
     plain_norms(graph)
     for opset in model.opset_import:
         if opset.domain == "":
