@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_edge.bundle import Bundle, unpack
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export.onnx import KERNELS
+from toggle_edge.export.packing import container
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.packing import export, write_probes
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
-from toggle_edge.report.export import ExportResult
+from toggle_edge.report.export import ExportResult, StoredLayer
 from toggle_edge.report.progress import Reporter
 from toggle_edge.signing import signing_key
 from toggle_edge.store import DEFAULT_URL, Store, open_store
@@ -122,6 +126,43 @@ def _written(
         with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
             extra = write_probes(prepared, Path(scratch))
             exported = export(prepared, config, skeleton, extra, options.output, key=key)
+        if options.unpacked is not None:
+            _unpack(exported.bundle, options.unpacked)
     report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
-    cost = prepared.cost(config)
-    return ExportResult(exported.bundle, config, trial, exported.parity, cost.proxy_bytes)
+    return ExportResult(
+        exported.bundle,
+        config,
+        trial,
+        exported.parity,
+        prepared.cost(config).proxy_bytes,
+        exported.predicted_bytes,
+        _stored(prepared, config),
+        options.unpacked,
+    )
+
+
+def _unpack(bundle: Bundle, folder: Path) -> None:
+    """Lay it out, or leave no bundle either: what was asked for is there whole or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unpack(bundle, folder)
+    except BaseException:
+        shutil.rmtree(bundle.folder, ignore_errors=True)
+        raise
+
+
+def _stored(prepared: Prepared, config: Config) -> tuple[StoredLayer, ...]:
+    """What each layer takes; nothing where a target's format does not keep them apart."""
+    if prepared.target not in KERNELS:
+        return ()
+    formats = dict(config)
+    return tuple(
+        StoredLayer(
+            each.name,
+            each.role,
+            str(formats[each.name]),
+            each.weights,
+            container(formats[each.name], each.rows, each.columns),
+        )
+        for each in prepared.model.remaining(config.structure)
+    )
