@@ -97,8 +97,10 @@ def test_older_onnxruntimes_compute_the_same_or_the_export_says_what_they_lack(
         return
     artifact = export_onnx(skeleton, layers, tmp_path / "artifact", accuracy_level=0, target=target)
     batch = np.array([TOKENS, TOKENS[::-1]])
-    worst = differences(target, artifact.folder, model.shape, bank.assemble(config), batch)
+    module = bank.assemble(config)
+    worst = differences(target, artifact.folder, model.shape, module, batch)
     assert max(worst.values()) <= TOLERANCE, worst
+    assert check_parity(artifact, model.shape, module, TOKENS, prompt_tokens=15) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The builder knows which fused nodes are fastest (GroupQueryAttention with the rotary embedding inside,
 SkipSimplifiedLayerNormalization); we keep its topology and its constants, and put our own weights in. Its mixed
-precision cannot give every layer its own bits, so it builds in float32 and we rewrite.
+precision cannot give every layer its own bits, so it builds in float32, of a model that has no weights, and we rewrite.
 """
 
 from __future__ import annotations
@@ -34,12 +34,7 @@ BUILT = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 PACKED = ("phi3",)
 """Those in which q, k and v are one matrix."""
 
-_BUILDER = """
-import runpy, sys
-from toggle_runtime.supervise import die_with_parent
-die_with_parent(int(sys.argv.pop(1)))
-runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
-"""
+_BUILDER = "from toggle_edge.export.weightless import main; main()"
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weight")
 
 
@@ -91,7 +86,6 @@ def _run_builder(source: Path, destination: Path, *, packed: bool) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".skeleton-", dir=destination.parent))
     try:
-        # A process of its own: the builder prints as it goes, and leaves global state of torch behind.
         # It ends when we do, so that a killed export leaves nobody who writes on.
         command = [sys.executable, "-W", "ignore", "-c", _BUILDER, str(os.getpid())]
         command += ["-i", str(source), "-o", str(partial / "graph"), "-p", "fp32", "-e", "cpu"]

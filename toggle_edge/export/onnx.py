@@ -7,6 +7,7 @@ so does `signals.onnx`, the second graph, which adds the attention rows and hidd
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
 from toggle_edge.export.genai import GENAI_FILE
 from toggle_edge.export.packing import layer_bytes, layer_size
-from toggle_edge.export.plain import Plain, older_attention, plain_attentions, plain_lookup, plain_norms
+from toggle_edge.export.plain import (
+    Plain,
+    move_windows,
+    older_attention,
+    plain_attentions,
+    plain_lookup,
+    plain_norms,
+)
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
 from toggle_edge.targets import target_named
@@ -35,16 +43,18 @@ SMALL_BYTES = 1024
 @dataclass(frozen=True)
 class Kernels:
     """What a target's onnxruntime has kernels for beyond what all of them have: GatherBlockQuantized, attention rows
-    as an output. `opset` is the newest that it reads."""
+    as an output. `opset` is the newest that it reads. `beside` is how many tokens a window of attention has beside
+    those that its size counts: 1 before the token itself was counted."""
 
     lookups: bool = True
     rows: bool = True
     opset: int = 23
+    beside: int = 0
 
 
 KERNELS: Mapping[str, Kernels] = {
     "onnx-cpu": Kernels(),
-    "onnx-cpu-1.23": Kernels(),
+    "onnx-cpu-1.23": Kernels(beside=1),
     "onnx-cpu-1.19": Kernels(lookups=False, rows=False, opset=21),
 }
 
@@ -62,26 +72,34 @@ def export_onnx(
 ) -> Artifact:
     """Write the artifact of `layers` into the empty or new `folder`, for the onnxruntime of `target`.
 
-    `accuracy_level` 4 lets the integer kernels quantise activations, which is what runs fast; 0 computes in
-    float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape,
-    ConfigError for a format that no kernel reads, naming the nearest one.
+    `layers` are asked for one by one, and none is held. `accuracy_level` 4 lets the integer kernels quantise
+    activations, which is what runs fast; 0 computes in float32 and is what parity is checked at. Raises ExportError
+    when a layer is missing or has a wrong shape, ConfigError for a format that no kernel reads, naming the nearest
+    one. Nothing is left of `folder` then, nor when it is interrupted.
     """
     if set(layers) != set(skeleton.weights.values()):
         raise ExportError(
             "export: expected exactly the skeleton's layers; compress all of the model's layers"
         )
-    _require_kernels(layers, target)
-    (folder / "weights").mkdir(parents=True, exist_ok=True)
-    offsets = {}
-    for name, layer in layers.items():
-        content, offsets[name] = layer_bytes(layer)
-        (folder / weight_path(name)).write_bytes(content)
-    model = _rewritten(skeleton, layers, offsets, accuracy_level, KERNELS[target])
-    (folder / SHARED_FILE).write_bytes(_move_constants(model))
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    _add_signal_outputs(model, skeleton, KERNELS[target])
-    (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / GENAI_FILE).write_bytes(_genai_bytes(skeleton))
+    kernels = KERNELS[target]
+    try:
+        stubs, offsets = {}, {}
+        for name in layers:
+            layer = layers[name]
+            _require_kernel(name, layer, target)
+            (folder / "weights").mkdir(parents=True, exist_ok=True)
+            content, offsets[name] = layer_bytes(layer)
+            (folder / weight_path(name)).write_bytes(content)
+            stubs[name] = _stub(layer.format, layer.rows, layer.columns)
+        model = _rewritten(skeleton, stubs, offsets, accuracy_level, kernels)
+        (folder / SHARED_FILE).write_bytes(_move_constants(model))
+        (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+        _add_signal_outputs(model, skeleton, kernels)
+        (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / GENAI_FILE).write_bytes(_genai_bytes(skeleton))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return artifact_in(target, folder)
 
 
@@ -95,10 +113,10 @@ def predicted_bytes(
     stubs, offsets, total = {}, {}, 0
     for layer in layers:
         fmt = config[layer.name]
-        stubs[layer.name] = _stub(layer, fmt)
+        stubs[layer.name] = _stub(fmt, layer.rows, layer.columns)
+        _require_kernel(layer.name, stubs[layer.name], target)
         size, offsets[layer.name] = layer_size(fmt, layer.rows, layer.columns)
         total += size
-    _require_kernels(stubs, target)
     # 4 or 0: either takes one byte in the graph.
     model = _rewritten(skeleton, stubs, offsets, 4, KERNELS[target])
     total += len(_move_constants(model)) + len(model.SerializeToString(deterministic=True))
@@ -110,15 +128,14 @@ def _genai_bytes(skeleton: Skeleton) -> bytes:
     return json.dumps(skeleton.genai, indent=2).encode()
 
 
-def _stub(layer: Layer, fmt: Format) -> CompressedLayer:
-    """A layer as it would be stored, shapes without content."""
+def _stub(fmt: Format, rows: int, columns: int) -> CompressedLayer:
+    """A layer as it is stored, shapes without content."""
     nothing = torch.empty(0, device="meta")
     if fmt.is_float:
-        return CompressedLayer(fmt, layer.rows, layer.columns, nothing, None)
-    groups = -(-layer.columns // fmt.group_size(layer.columns))
-    scales = torch.empty(layer.rows, groups, device="meta")
-    zero_points = scales if fmt.asymmetric else None
-    return CompressedLayer(fmt, layer.rows, layer.columns, nothing, scales, zero_points)
+        return CompressedLayer(fmt, rows, columns, nothing, None)
+    groups = -(-columns // fmt.group_size(columns))
+    scales = torch.empty(rows, groups, device="meta")
+    return CompressedLayer(fmt, rows, columns, nothing, scales, scales if fmt.asymmetric else None)
 
 
 def weight_path(layer: str) -> str:
@@ -163,6 +180,7 @@ def _rewritten(
             opset.version = min(opset.version, kernels.opset)
     if not kernels.rows:
         older_attention(graph, context_tokens=int(skeleton.genai["model"]["context_length"]))
+    move_windows(graph, -kernels.beside)
     return model
 
 
@@ -275,19 +293,17 @@ def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
     return _external(f"{name}.{layer.format}", name, kind, (layer.rows, layer.columns), 0)
 
 
-def _require_kernels(layers: Mapping[str, CompressedLayer], target: str) -> None:
-    for name, layer in layers.items():
-        fmt = layer.format
-        nearest = target_named(target).nearest(fmt)
-        if fmt != nearest:
-            raise ConfigError(
-                f"{name}: {target} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
-            )
-        if layer.zero_points is not None and not fmt.asymmetric:
-            raise ConfigError(
-                f"{name}: {target}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
-                "choose another than seq"
-            )
+def _require_kernel(name: str, layer: CompressedLayer, target: str) -> None:
+    fmt, nearest = layer.format, target_named(target).nearest(layer.format)
+    if fmt != nearest:
+        raise ConfigError(
+            f"{name}: {target} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+        )
+    if layer.zero_points is not None and not fmt.asymmetric:
+        raise ConfigError(
+            f"{name}: {target}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
+            "choose another than seq"
+        )
 
 
 def _external(tensor: str, layer: str, kind: int, shape: tuple[int, ...], offset: int) -> onnx.TensorProto:

@@ -94,6 +94,18 @@ def older_attention(graph: onnx.GraphProto, *, context_tokens: int) -> None:
             del node.input[-1]
 
 
+def move_windows(graph: onnx.GraphProto, tokens: int) -> None:
+    """Count windows of attention as another onnxruntime does. Raises ExportError where one has nothing left."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "local_window_size" and attribute.i != EVERYWHERE:
+                attribute.i += tokens
+                if attribute.i < 1:
+                    raise ExportError(
+                        f"export: {node.name} attends to one token only, its own; nothing to export"
+                    )
+
+
 def plain_attentions(graph: onnx.GraphProto, rows: Sequence[str]) -> None:
     """Write the graph's GroupQueryAttention nodes out, with the rows after the softmax as outputs named `rows`.
 
