@@ -25,8 +25,8 @@ from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import EMBEDDING, HEAD
 from toggle_edge.model.load import LanguageModel
 
-HEAD_SIZE_STEP = 16
-"""GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
+HEAD_SIZE_STEP = 8
+"""GroupQueryAttention refuses other head sizes on the CPU."""
 
 BUILT = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Those whose fused graph we know how to put our weights into."""

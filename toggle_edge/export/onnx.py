@@ -30,6 +30,7 @@ from toggle_edge.export.plain import (
     plain_attentions,
     plain_lookup,
     plain_norms,
+    rotation_outside,
 )
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
@@ -57,6 +58,9 @@ KERNELS: Mapping[str, Kernels] = {
     "onnx-cpu-1.23": Kernels(beside=1),
     "onnx-cpu-1.19": Kernels(lookups=False, rows=False, opset=21),
 }
+
+ROTATED_STEP = 16
+"""GroupQueryAttention rotates heads of a multiple of this size only, on the CPU."""
 
 ATTENTION_OUTPUT = "signals.attention.{}"
 HIDDEN_OUTPUT = "signals.hidden.{}"
@@ -181,6 +185,8 @@ def _rewritten(
     if not kernels.rows:
         older_attention(graph, context_tokens=int(skeleton.genai["model"]["context_length"]))
     move_windows(graph, -kernels.beside)
+    if skeleton.genai["model"]["decoder"]["head_size"] % ROTATED_STEP:
+        rotation_outside(graph)
     return model
 
 

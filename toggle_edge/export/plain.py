@@ -94,6 +94,47 @@ def older_attention(graph: onnx.GraphProto, *, context_tokens: int) -> None:
             del node.input[-1]
 
 
+def rotation_outside(graph: onnx.GraphProto) -> None:
+    """Rotate queries and keys before GroupQueryAttention, whose own rotation takes heads of a multiple of 16 only."""
+    plain = Plain()
+    first = ""
+    for node in graph.node:
+        found = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type != "GroupQueryAttention" or not found.get("do_rotary", 0):
+            plain.nodes.append(node)
+            continue
+        if not node.input[1] or found.get("rotary_interleaved", 0):
+            raise ExportError(f"export: {node.name}: expected queries and keys apart, and halves that rotate")
+        first = first or _first_position(plain)
+        turned = []
+        for value, count in zip(node.input[:2], (found["num_heads"], found["kv_num_heads"]), strict=True):
+            inputs = [value, first, *node.input[7:9]]
+            turned.append(
+                plain.node(
+                    "RotaryEmbedding", inputs, f"{value}/rotated", domain="com.microsoft", num_heads=count
+                )
+            )
+        node.input[:2] = turned
+        del node.input[7:]
+        for attribute in node.attribute:
+            if attribute.name == "do_rotary":
+                attribute.i = 0
+        plain.nodes.append(node)
+    plain.replace(graph)
+
+
+def _first_position(plain: Plain) -> str:
+    """How many tokens the cache has."""
+    one = plain.constant([1], np.int64)
+    new, total = (
+        plain.node(
+            "Gather", [plain.node("Shape", [name], f"rotation.{name}.shape"), one], f"rotation.{name}.count"
+        )
+        for name in ("input_ids", "attention_mask")
+    )
+    return plain.node("Sub", [total, new], "rotation.first")
+
+
 def move_windows(graph: onnx.GraphProto, tokens: int) -> None:
     """Count windows of attention as another onnxruntime does. Raises ExportError where one has nothing left."""
     for node in graph.node:
