@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toggle_edge.config import AXIS, FP16, FP32, Format
+from toggle_edge.config import AXIS, FP16, FP32, Config, Format
 from toggle_edge.errors import ConfigError
 
 GROUPS = (16, 32, 64, 128, 256)
@@ -45,6 +45,15 @@ class Target:
             key=lambda each: (each.bits, each.asymmetric != fmt.asymmetric, abs(each.group - grain), each),
             default=FP16,
         )
+
+    def require(self, config: Config, roles: Mapping[str, str]) -> None:
+        """Raises ConfigError where the target has no kernel for a layer's format, naming the nearest that it has."""
+        for name, fmt in config:
+            nearest = self.nearest(fmt, roles.get(name, ""))
+            if fmt != nearest:
+                raise ConfigError(
+                    f"{name}: {self.name} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+                )
 
 
 def _grid(bits: Sequence[int], groups: Sequence[int]) -> frozenset[Format]:

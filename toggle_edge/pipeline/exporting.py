@@ -24,6 +24,7 @@ from toggle_edge.report.export import ExportResult, StoredLayer
 from toggle_edge.report.progress import Reporter
 from toggle_edge.signing import signing_key
 from toggle_edge.store import DEFAULT_URL, Store, open_store
+from toggle_edge.targets import target_named
 from toggle_edge.workspace import naming_errors
 
 
@@ -117,6 +118,8 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
 def _written(
     prepared: Prepared, config: Config, trial: int | None, options: ExportOptions, report: Reporter
 ) -> ExportResult:
+    remaining = prepared.model.remaining(config.structure)
+    target_named(prepared.target).require(config, {layer.name: layer.role for layer in remaining})
     require_whole(prepared.model)
     key = None if options.unsigned else signing_key()
     report("export", 0, 2, "building the graph")
@@ -125,7 +128,7 @@ def _written(
         report("export", 1, 2, "packing the weights")
         with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
             extra = write_probes(prepared, Path(scratch))
-            exported = export(prepared, config, skeleton, extra, options.output, key=key)
+            exported = export(prepared, config, skeleton, extra, options.output, key=key, report=report)
         if options.unpacked is not None:
             _unpack(exported.bundle, options.unpacked)
     report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
