@@ -76,5 +76,5 @@ def test_a_config_is_refused_for_its_first_layer_without_a_kernel() -> None:
     with pytest.raises(ConfigError, match=r"b: onnx-cpu-1\.23 has no kernel for int2-g64; .* is int4-g64$"):
         TARGETS["onnx-cpu-1.23"].require(config, {"a": "q", "b": "embedding"})
     TARGETS["executorch-xnnpack"].require(Config.of({"a": Format(2, 32)}), {"a": "embedding"})
-    with pytest.raises(ConfigError, match="is int4-g32$"):
+    with pytest.raises(ConfigError, match=r"is int4-g32$"):
         TARGETS["executorch-xnnpack"].require(Config.of({"a": Format(2, 32)}), {"a": "q"})
