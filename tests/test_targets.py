@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toggle_edge.config import AXIS, FP16, FP32, Format, nearest_with_kernel
+from toggle_edge.config import AXIS, FP16, FP32, Config, Format, nearest_with_kernel
 from toggle_edge.errors import ConfigError
 from toggle_edge.targets import GROUPS, TARGETS, has_kernel_somewhere, menu_of, target_named
 
@@ -61,10 +61,20 @@ def test_a_menu_with_nothing_in_common_names_the_nearest() -> None:
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="onnx-cpu, onnx-cuda, executorch-xnnpack, paper, got 'tpu'"):
+    with pytest.raises(ConfigError, match=r"onnx-cpu, onnx-cpu-1\.23, onnx-cpu-1\.19, .*, paper, got 'tpu'"):
         target_named("tpu")
 
 
 def test_no_hardware_has_three_bits() -> None:
     assert not has_kernel_somewhere(Format(3, 64))
     assert has_kernel_somewhere(Format(8, AXIS))
+
+
+def test_a_config_is_refused_for_its_first_layer_without_a_kernel() -> None:
+    config = Config.of({"a": Format(4, 32), "b": Format(2, 64)})
+    TARGETS["onnx-cpu"].require(config, {"a": "q", "b": "embedding"})
+    with pytest.raises(ConfigError, match=r"b: onnx-cpu-1\.23 has no kernel for int2-g64; .* is int4-g64$"):
+        TARGETS["onnx-cpu-1.23"].require(config, {"a": "q", "b": "embedding"})
+    TARGETS["executorch-xnnpack"].require(Config.of({"a": Format(2, 32)}), {"a": "embedding"})
+    with pytest.raises(ConfigError, match=r"is int4-g32$"):
+        TARGETS["executorch-xnnpack"].require(Config.of({"a": Format(2, 32)}), {"a": "q"})

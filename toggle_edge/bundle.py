@@ -36,6 +36,9 @@ MANIFEST = "manifest.json"
 PROBES, BASELINE, CANARY = "probes/probes.json", "probes/baseline.npz", "canary/canary.npz"
 """Where in a bundle the probes, their baseline and the canary lie."""
 
+ARTIFACT, TOKENIZER = "artifact", "tokenizer"
+"""Folders in a bundle, which lie in one where an engine opens them."""
+
 CANONICAL_SINCE = 2
 """The manifest version from which on a signature covers, and so needs, the canonical form."""
 
@@ -141,6 +144,34 @@ def read_bundle(
     return bundle
 
 
+def unpack(bundle: Bundle, folder: Path) -> None:
+    """Lay a bundle's artifact and tokenizer out in the new `folder` under their own names, as engines open them.
+
+    Weights are hard links to the bundle's blobs, or copies where links are denied; the files that people edit are
+    copies. Raises ExportError when the folder exists or cannot be written; nothing is left behind then.
+    """
+    if folder.exists():
+        raise ExportError(f"{folder}: expected a new folder to unpack into, it exists; choose another")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        for path, blob in bundle.manifest.files.items():
+            kind, _, name = path.partition("/")
+            if kind not in (ARTIFACT, TOKENIZER):
+                continue
+            target = partial / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name.startswith("weights/"):
+                _link(bundle.blob_path(blob.sha256), target)
+            else:
+                shutil.copyfile(bundle.blob_path(blob.sha256), target)
+        partial.rename(folder)
+    except BaseException as exc:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise ExportError(f"{folder}: cannot unpack the bundle: {exc}") from exc
+        raise
+
+
 def keep_contract(bundle: Bundle, folder: Path) -> None:
     """Put into `folder` what a run's verdict depends on: the manifest and the probes, without the artifact."""
     (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -219,11 +250,15 @@ def _add_blob(blobs: Path, source: Path) -> Blob:
     blob = _digest_file(source)
     destination = blobs / blob.sha256
     if not destination.exists():
-        try:
-            os.link(source, destination)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, destination)
+        _link(source, destination)
     return blob
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, destination)
 
 
 def _digest_file(path: Path) -> Blob:

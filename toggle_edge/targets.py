@@ -1,6 +1,7 @@
 """Targets: what weights can be stored as on each, because a kernel there reads it. Pure data, no torch.
 
-Menus were found by running kernels, not by reading lists: onnxruntime 1.31 on x86-64, executorch 1.5.1 with XNNPACK.
+Menus were found by running kernels, not by reading lists: onnxruntime 1.31 on x86-64, or what a target names (1.23.2,
+1.19.2); executorch 1.5.1 with XNNPACK.
 `paper` is no hardware: it is the world of TOGGLE (arXiv 2512.16855), where every number of bits and every zero pays.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from toggle_edge.config import AXIS, FP16, FP32, Format
+from toggle_edge.config import AXIS, FP16, FP32, Config, Format
 from toggle_edge.errors import ConfigError
 
 GROUPS = (16, 32, 64, 128, 256)
@@ -45,6 +46,15 @@ class Target:
             default=FP16,
         )
 
+    def require(self, config: Config, roles: Mapping[str, str]) -> None:
+        """Raises ConfigError where the target has no kernel for a layer's format, naming the nearest that it has."""
+        for name, fmt in config:
+            nearest = self.nearest(fmt, roles.get(name, ""))
+            if fmt != nearest:
+                raise ConfigError(
+                    f"{name}: {self.name} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+                )
+
 
 def _grid(bits: Sequence[int], groups: Sequence[int]) -> frozenset[Format]:
     """All of them, symmetric and with zero-points."""
@@ -54,6 +64,7 @@ def _grid(bits: Sequence[int], groups: Sequence[int]) -> frozenset[Format]:
 _FLOATS = frozenset({FP16, FP32})
 _ONNX = _grid((2, 4, 8), GROUPS) | _FLOATS
 _CUDA = _grid((4, 8), GROUPS) | _FLOATS
+_ONNX_1_19 = _grid((4,), GROUPS) | _FLOATS
 _XNNPACK = frozenset({Format(4, 32), Format(4, 128), Format(8, AXIS)}) | _FLOATS
 _PAPER = (*(Format(bits, AXIS) for bits in range(2, 16)), FP16)
 
@@ -61,6 +72,9 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target("onnx-cpu", _ONNX, _ONNX, (Format(2, 64), Format(4, 32), Format(8, 64), FP16)),
+        # The last for Python 3.10 and JetPack 6, and for Python 3.8 and JetPack 5.
+        Target("onnx-cpu-1.23", _CUDA, _CUDA, (Format(4, 32), Format(8, 64), FP16)),
+        Target("onnx-cpu-1.19", _ONNX_1_19, _ONNX_1_19, (Format(4, 32), Format(4, 128), FP16)),
         Target("onnx-cuda", _CUDA, _CUDA, (Format(4, 32), Format(8, 64), FP16)),
         Target(
             "executorch-xnnpack",

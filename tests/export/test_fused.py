@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import CASES, built, saved
+from old_engines import VERSIONS, differences
 from toggle_runtime.backends import onnx as backend
 
 from toggle_edge.compress.bank import LayerBank
@@ -80,6 +81,26 @@ def test_parity_bytes_and_signals(model: LanguageModel, skeleton: Skeleton, tmp_
     np.testing.assert_allclose(attention, torch.stack(expected.attentions, dim=1).numpy(), atol=1e-5)
     states = torch.stack(expected.hidden_states[1:], dim=1).numpy()
     np.testing.assert_allclose(hidden, states, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("target", sorted(VERSIONS))
+def test_older_onnxruntimes_compute_the_same_or_the_export_says_what_they_lack(
+    target: str, model: LanguageModel, skeleton: Skeleton, tmp_path: Path
+) -> None:
+    bank = LayerBank(model)
+    texts = ("int4-g16", "fp16", "int4-g32-asym", "int4-g16-asym")
+    config = Config.of({layer.name: Format.parse(texts[i % 4]) for i, layer in enumerate(model.layers)})
+    layers, kind = bank.compressed(config), model.module.config.model_type
+    if target == "onnx-cpu-1.19" and kind in ("gemma2", "mistral"):
+        with pytest.raises(ExportError, match=r"onnxruntime 1\.19 cannot; export for"):
+            export_onnx(skeleton, layers, tmp_path / "artifact", target=target)
+        return
+    artifact = export_onnx(skeleton, layers, tmp_path / "artifact", accuracy_level=0, target=target)
+    batch = np.array([TOKENS, TOKENS[::-1]])
+    module = bank.assemble(config)
+    worst = differences(target, artifact.folder, model.shape, module, batch)
+    assert max(worst.values()) <= TOLERANCE, worst
+    assert check_parity(artifact, model.shape, module, TOKENS, prompt_tokens=15) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,8 @@ def test_missing_layers_are_refused(
 def test_heads_that_the_kernel_does_not_take_are_refused_before_building(
     tiny: LanguageModel, tmp_path: Path
 ) -> None:
-    odd = dataclasses.replace(tiny, shape=dataclasses.replace(tiny.shape, head_size=8))
-    with pytest.raises(ExportError, match="multiple of 16"):
+    odd = dataclasses.replace(tiny, shape=dataclasses.replace(tiny.shape, head_size=12))
+    with pytest.raises(ExportError, match="multiple of 8"):
         build_skeleton(odd, tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_a_failing_builder_leaves_nothing_and_says_why(tiny: LanguageModel, tmp_
 
 
 def test_targets_are_found_by_name() -> None:
-    assert set(EXPORTERS) == {"onnx-cpu"}
+    assert set(EXPORTERS) >= {"onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19"}
     with pytest.raises(ConfigError, match="expected one of"):
         exporter_for("onnx-tpu")
 

@@ -20,7 +20,7 @@ from toggle_edge.cli.output import (
 
 # As the store has it, whose import costs too much for --help.
 DEFAULT_STORE = "sqlite:///toggle-edge.db"
-TARGETS = ("onnx-cpu",)
+TARGETS = ("onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19")
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +36,9 @@ def search(
         str,
         typer.Option(
             "--target",
-            help="What the configs must run on: onnx-cpu, onnx-cuda or executorch-xnnpack; or paper, TOGGLE's own "
-            "world of 2 to 16 bits and zeros that pay.",
+            help="What the configs must run on: onnx-cpu, onnx-cpu-1.23 or onnx-cpu-1.19 (onnxruntime of that "
+            "version on), onnx-cuda or executorch-xnnpack; or paper, TOGGLE's own world of 2 to 16 bits and zeros "
+            "that pay.",
         ),
     ] = TARGETS[0],
     trials: Annotated[
@@ -145,7 +146,9 @@ def export(
     trial: Annotated[
         int | None, typer.Option("--trial", min=0, help="Export this trial of the study.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="What it must run on: onnx-cpu.")] = TARGETS[0],
+    target: Annotated[
+        str, typer.Option("--target", help=f"What it must run on: {', '.join(TARGETS)}.")
+    ] = TARGETS[0],
     profile: Profile = "default",
     probes: Probes = None,
     store: Store = DEFAULT_STORE,
@@ -154,6 +157,14 @@ def export(
     ] = False,
     quantiser: QuantiserOption = None,
     pruner: PrunerOption = None,
+    unpacked: Annotated[
+        Path | None,
+        typer.Option(
+            "--unpacked",
+            help="A new folder that onnxruntime-genai and onnxruntime open as it is: the bundle's artifact and "
+            "tokenizer by name, as hard links where possible.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a signed bundle: the artifact with real low-bit weights, tokenizer, specification, probes."""
@@ -162,6 +173,18 @@ def export(
 
     texts = tuple(probes or ())
     options = ExportOptions(
-        source, output, config, mode, trial, target, profile, texts, store, unsigned, quantiser, pruner
+        source,
+        output,
+        config,
+        mode,
+        trial,
+        target,
+        profile,
+        texts,
+        store,
+        unsigned,
+        quantiser,
+        pruner,
+        unpacked,
     )
     run(lambda report: run_export(options, report), as_json, export_json, print_export, lambda result: "PASS")

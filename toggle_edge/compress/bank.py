@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -139,15 +139,21 @@ class LayerBank:
         return found if found is None or columns is None else found.of(columns)
 
     def compressed(self, config: Config) -> Mapping[str, CompressedLayer]:
-        """All layers of a config, in the model's order. Raises ConfigError when the config has other layers."""
+        """All layers of a config, in the model's order, each compressed when it is asked for: a large model's are not
+        all held at once. Raises ConfigError when the config has other layers, and then for what a layer cannot be."""
         self._require_layers(config)
-        structure, formats, sparsities = config.structure, dict(config), dict(config.sparsities)
-        return {
-            layer.name: self.layer(
-                layer.name, formats[layer.name], sparsities.get(layer.name, 0.0), structure
+        structure, sparsities = config.structure, dict(config.sparsities)
+        formats = dict(config)
+        wanted = {
+            layer.name: Wanted(
+                layer.name,
+                formats[layer.name],
+                sparsities.get(layer.name, 0.0),
+                kept_of(self._model, self._baseline[layer.name], structure),
             )
             for layer in self._model.remaining(structure)
         }
+        return _Layers(self, wanted)
 
     def _require_layers(self, config: Config) -> None:
         require_layers(self._model, config)
@@ -157,6 +163,22 @@ class LayerBank:
         made from the layers here whenever the module runs."""
         self._require_layers(config)
         return self._candidate.assemble(config)
+
+
+class _Layers(Mapping[str, CompressedLayer]):
+    """What a bank has of a config, by name."""
+
+    def __init__(self, bank: LayerBank, wanted: Mapping[str, Wanted]) -> None:
+        self._bank, self._wanted = bank, wanted
+
+    def __getitem__(self, name: str) -> CompressedLayer:
+        return self._bank.wanted(self._wanted[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
 
 
 def require_layers(model: LanguageModel, config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from toggle_edge.compress.quantise import CompressedLayer
@@ -12,7 +13,7 @@ from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.graphs import WHOLE_ONLY, build_skeleton, why_not
 from toggle_edge.export.narrowing import narrowed, narrowed_shape, narrows
-from toggle_edge.export.onnx import export_onnx, predicted_bytes
+from toggle_edge.export.onnx import KERNELS, export_onnx, predicted_bytes
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
 
@@ -39,7 +40,10 @@ class Exporter:
     predicted_bytes: Callable[[Skeleton, Sequence[Layer], Config], int]
 
 
-EXPORTERS: Mapping[str, Exporter] = {"onnx-cpu": Exporter(export_onnx, predicted_bytes)}
+EXPORTERS: Mapping[str, Exporter] = {
+    target: Exporter(partial(export_onnx, target=target), partial(predicted_bytes, target=target))
+    for target in KERNELS
+}
 
 
 def exporter_for(target: str) -> Exporter:

@@ -2,7 +2,7 @@
 
 The builder knows which fused nodes are fastest (GroupQueryAttention with the rotary embedding inside,
 SkipSimplifiedLayerNormalization); we keep its topology and its constants, and put our own weights in. Its mixed
-precision cannot give every layer its own bits, so it builds in float32 and we rewrite.
+precision cannot give every layer its own bits, so it builds in float32, of a model that has no weights, and we rewrite.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import onnx
 
 from toggle_edge.errors import ExportError
 from toggle_edge.export.corrections import correct, last_norm
+from toggle_edge.export.genai import genai_config
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import EMBEDDING, HEAD
 from toggle_edge.model.load import LanguageModel
 
-HEAD_SIZE_STEP = 16
-"""GroupQueryAttention with the rotary embedding inside refuses other head sizes on the CPU."""
+HEAD_SIZE_STEP = 8
+"""GroupQueryAttention refuses other head sizes on the CPU."""
 
 BUILT = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Those whose fused graph we know how to put our weights into."""
@@ -33,12 +34,7 @@ BUILT = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 PACKED = ("phi3",)
 """Those in which q, k and v are one matrix."""
 
-_BUILDER = """
-import runpy, sys
-from toggle_runtime.supervise import die_with_parent
-die_with_parent(int(sys.argv.pop(1)))
-runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
-"""
+_BUILDER = "from toggle_edge.export.weightless import main; main()"
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(attn|mlp)\.(\w+_proj)\.MatMul\.weight")
 
 
@@ -82,14 +78,14 @@ def built_skeleton(model: LanguageModel, cache: Path) -> Skeleton:
             f"{len(between) - between.count(None)}"
         )
     hidden = dict(enumerate((*(name for name in between if name), last_norm(graph.graph))))
-    return Skeleton(graph, weights, hidden, dict.fromkeys(range(model.shape.layers), heads))
+    every = dict.fromkeys(range(model.shape.layers), heads)
+    return Skeleton(graph, weights, hidden, every, genai_config(model))
 
 
 def _run_builder(source: Path, destination: Path, *, packed: bool) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".skeleton-", dir=destination.parent))
     try:
-        # A process of its own: the builder prints as it goes, and leaves global state of torch behind.
         # It ends when we do, so that a killed export leaves nobody who writes on.
         command = [sys.executable, "-W", "ignore", "-c", _BUILDER, str(os.getpid())]
         command += ["-i", str(source), "-o", str(partial / "graph"), "-p", "fp32", "-e", "cpu"]

@@ -11,10 +11,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from toggle_edge.errors import ExportError
+from toggle_edge.export.plain import EVERYWHERE
 
 LOGITS = "logits"
-EVERYWHERE = -1
-"""GroupQueryAttention's `local_window_size` for a block that attends to all tokens before."""
 
 _BLOCK = re.compile(r"/model/layers\.(\d+)/")
 

@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.errors import ExportError
+from toggle_edge.export.genai import genai_config
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.load import LanguageModel
 
@@ -113,7 +114,8 @@ def gpt2_skeleton(model: LanguageModel) -> Skeleton:
     hidden[len(blocks) - 1] = end
     weight = graph.weight(head, "MatMul.weight")
     graph.node("MatMul", [end, weight], "/lm_head/MatMul", outputs=["logits"])
-    return Skeleton(_model_of(graph, model), graph.weights, hidden, dict.fromkeys(blocks, config.n_head))
+    heads = dict.fromkeys(blocks, config.n_head)
+    return Skeleton(_model_of(graph, model), graph.weights, hidden, heads, genai_config(model))
 
 
 def _embedded(graph: _Graph, embedding: str) -> str:

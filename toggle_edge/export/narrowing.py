@@ -84,7 +84,7 @@ def narrowed(skeleton: Skeleton, anatomy: Anatomy, structure: Structure) -> Skel
             if (cached := _cache_block(value.name)) is not None:
                 value.type.tensor_type.shape.dim[1].dim_value = groups[cached]
     weights = {name: layer for name, layer in skeleton.weights.items() if block_of(layer) not in removed}
-    return Skeleton(model, weights, hidden, heads)
+    return dataclasses.replace(skeleton, graph=model, weights=weights, hidden=hidden, heads=heads)
 
 
 def _without_weights(skeleton: Skeleton) -> onnx.ModelProto:

@@ -6,7 +6,10 @@ so does `signals.onnx`, the second graph, which adds the attention rows and hidd
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,49 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.compress.quantise import CompressedLayer
-from toggle_edge.config import FP16, Config, Format, nearest_with_kernel
+from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import ConfigError, ExportError
 from toggle_edge.export.artifact import Artifact, artifact_in
+from toggle_edge.export.genai import GENAI_FILE
 from toggle_edge.export.packing import layer_bytes, layer_size
+from toggle_edge.export.plain import (
+    Plain,
+    move_windows,
+    older_attention,
+    plain_attentions,
+    plain_lookup,
+    plain_norms,
+    rotation_outside,
+)
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
+from toggle_edge.targets import target_named
 
-TARGET = "onnx-cpu"
 GRAPH, SIGNALS_GRAPH, SHARED_FILE = "model.onnx", "signals.onnx", "weights/shared.bin"
 SMALL_BYTES = 1024
 """Constants up to this size stay in the graph; larger ones (rotary tables, norms) go to one shared file."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a target's onnxruntime has kernels for beyond what all of them have: GatherBlockQuantized, attention rows
+    as an output. `opset` is the newest that it reads. `beside` is how many tokens a window of attention has beside
+    those that its size counts: 1 before the token itself was counted."""
+
+    lookups: bool = True
+    rows: bool = True
+    opset: int = 23
+    beside: int = 0
+
+
+KERNELS: Mapping[str, Kernels] = {
+    "onnx-cpu": Kernels(),
+    "onnx-cpu-1.23": Kernels(beside=1),
+    "onnx-cpu-1.19": Kernels(lookups=False, rows=False, opset=21),
+}
+
+ROTATED_STEP = 16
+"""GroupQueryAttention rotates heads of a multiple of this size only, on the CPU."""
 
 ATTENTION_OUTPUT = "signals.attention.{}"
 HIDDEN_OUTPUT = "signals.hidden.{}"
@@ -37,32 +72,44 @@ def export_onnx(
     folder: Path,
     *,
     accuracy_level: int = 4,
+    target: str = "onnx-cpu",
 ) -> Artifact:
-    """Write the artifact of `layers` into the empty or new `folder`.
+    """Write the artifact of `layers` into the empty or new `folder`, for the onnxruntime of `target`.
 
-    `accuracy_level` 4 lets the integer kernels quantise activations, which is what runs fast; 0 computes in
-    float32 and is what parity is checked at. Raises ExportError when a layer is missing or has a wrong shape,
-    ConfigError for a format that no kernel reads, naming the nearest one.
+    `layers` are asked for one by one, and none is held. `accuracy_level` 4 lets the integer kernels quantise
+    activations, which is what runs fast; 0 computes in float32 and is what parity is checked at. Raises ExportError
+    when a layer is missing or has a wrong shape, ConfigError for a format that no kernel reads, naming the nearest
+    one. Nothing is left of `folder` then, nor when it is interrupted.
     """
     if set(layers) != set(skeleton.weights.values()):
         raise ExportError(
             "export: expected exactly the skeleton's layers; compress all of the model's layers"
         )
-    _require_kernels(layers)
-    (folder / "weights").mkdir(parents=True, exist_ok=True)
-    offsets = {}
-    for name, layer in layers.items():
-        content, offsets[name] = layer_bytes(layer)
-        (folder / weight_path(name)).write_bytes(content)
-    model = _rewritten(skeleton, layers, offsets, accuracy_level)
-    (folder / SHARED_FILE).write_bytes(_move_constants(model))
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    _add_signal_outputs(model, skeleton)
-    (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    return artifact_in(TARGET, folder)
+    kernels = KERNELS[target]
+    try:
+        stubs, offsets = {}, {}
+        for name in layers:
+            layer = layers[name]
+            _require_kernel(name, layer, target)
+            (folder / "weights").mkdir(parents=True, exist_ok=True)
+            content, offsets[name] = layer_bytes(layer)
+            (folder / weight_path(name)).write_bytes(content)
+            stubs[name] = _stub(layer.format, layer.rows, layer.columns)
+        model = _rewritten(skeleton, stubs, offsets, accuracy_level, kernels)
+        (folder / SHARED_FILE).write_bytes(_move_constants(model))
+        (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+        _add_signal_outputs(model, skeleton, kernels)
+        (folder / SIGNALS_GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+        (folder / GENAI_FILE).write_bytes(_genai_bytes(skeleton))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return artifact_in(target, folder)
 
 
-def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config) -> int:
+def predicted_bytes(
+    skeleton: Skeleton, layers: Sequence[Layer], config: Config, *, target: str = "onnx-cpu"
+) -> int:
     """Bytes of the artifact that `export_onnx` would write for `config`: exact, and nothing is written.
 
     Raises ConfigError for a format that no kernel reads.
@@ -70,26 +117,29 @@ def predicted_bytes(skeleton: Skeleton, layers: Sequence[Layer], config: Config)
     stubs, offsets, total = {}, {}, 0
     for layer in layers:
         fmt = config[layer.name]
-        stubs[layer.name] = _stub(layer, fmt)
+        stubs[layer.name] = _stub(fmt, layer.rows, layer.columns)
+        _require_kernel(layer.name, stubs[layer.name], target)
         size, offsets[layer.name] = layer_size(fmt, layer.rows, layer.columns)
         total += size
-    _require_kernels(stubs)
     # 4 or 0: either takes one byte in the graph.
-    model = _rewritten(skeleton, stubs, offsets, 4)
+    model = _rewritten(skeleton, stubs, offsets, 4, KERNELS[target])
     total += len(_move_constants(model)) + len(model.SerializeToString(deterministic=True))
-    _add_signal_outputs(model, skeleton)
-    return total + len(model.SerializeToString(deterministic=True))
+    _add_signal_outputs(model, skeleton, KERNELS[target])
+    return total + len(model.SerializeToString(deterministic=True)) + len(_genai_bytes(skeleton))
 
 
-def _stub(layer: Layer, fmt: Format) -> CompressedLayer:
-    """A layer as it would be stored, shapes without content."""
+def _genai_bytes(skeleton: Skeleton) -> bytes:
+    return json.dumps(skeleton.genai, indent=2).encode()
+
+
+def _stub(fmt: Format, rows: int, columns: int) -> CompressedLayer:
+    """A layer as it is stored, shapes without content."""
     nothing = torch.empty(0, device="meta")
     if fmt.is_float:
-        return CompressedLayer(fmt, layer.rows, layer.columns, nothing, None)
-    groups = -(-layer.columns // fmt.group_size(layer.columns))
-    scales = torch.empty(layer.rows, groups, device="meta")
-    zero_points = scales if fmt.asymmetric else None
-    return CompressedLayer(fmt, layer.rows, layer.columns, nothing, scales, zero_points)
+        return CompressedLayer(fmt, rows, columns, nothing, None)
+    groups = -(-columns // fmt.group_size(columns))
+    scales = torch.empty(rows, groups, device="meta")
+    return CompressedLayer(fmt, rows, columns, nothing, scales, scales if fmt.asymmetric else None)
 
 
 def weight_path(layer: str) -> str:
@@ -98,7 +148,11 @@ def weight_path(layer: str) -> str:
 
 
 def _rewritten(
-    skeleton: Skeleton, layers: Mapping[str, CompressedLayer], offsets: Mapping[str, int], accuracy_level: int
+    skeleton: Skeleton,
+    layers: Mapping[str, CompressedLayer],
+    offsets: Mapping[str, int],
+    accuracy_level: int,
+    kernels: Kernels,
 ) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(skeleton.graph)
@@ -114,7 +168,7 @@ def _rewritten(
             nodes += _multiplication(node, name, layers[name], offsets[name], accuracy_level, tensors)
         elif node.op_type == "Gather" and looked_up.get(node.input[0], node.input[0]) in skeleton.weights:
             name = skeleton.weights[looked_up.get(node.input[0], node.input[0])]
-            nodes += _lookup(node, name, layers[name], offsets[name], tensors)
+            nodes += _lookup(node, name, layers[name], offsets[name], tensors, kernels)
         elif not (node.op_type == "Transpose" and node.input[0] in skeleton.weights):
             nodes.append(node)
     kept = [tensor for tensor in graph.initializer if tensor.name not in skeleton.weights]
@@ -122,6 +176,17 @@ def _rewritten(
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+    # The builder's shapes of values in between are wrong in places; engines infer their own.
+    del graph.value_info[:]
+    plain_norms(graph)
+    for opset in model.opset_import:
+        if opset.domain == "":
+            opset.version = min(opset.version, kernels.opset)
+    if not kernels.rows:
+        older_attention(graph, context_tokens=int(skeleton.genai["model"]["context_length"]))
+    move_windows(graph, -kernels.beside)
+    if skeleton.genai["model"]["decoder"]["head_size"] % ROTATED_STEP:
+        rotation_outside(graph)
     return model
 
 
@@ -168,6 +233,7 @@ def _lookup(
     layer: CompressedLayer,
     offset: int,
     tensors: dict[str, onnx.TensorProto],
+    kernels: Kernels,
 ) -> Iterator[onnx.NodeProto]:
     fmt = layer.format
     if layer.scales is None:
@@ -187,6 +253,12 @@ def _lookup(
     # The same bytes as the head's codes, seen as one row per token: a second name, not a second copy.
     flat = (layer.rows, layer.columns * fmt.bits // 8)
     codes, scales, zero_points = _stored(name, "rows", flat, layer, offset, tensors)
+    if not kernels.lookups:
+        plain = Plain()
+        plain_lookup(plain, name, node.input[1], [codes, scales, *zero_points], node.output[0], fmt.group)
+        tensors.update(plain.constants)
+        yield from plain.nodes
+        return
     yield helper.make_node(
         "GatherBlockQuantized",
         [codes, node.input[1], scales, *zero_points],
@@ -227,19 +299,17 @@ def _float_weight(name: str, layer: CompressedLayer) -> onnx.TensorProto:
     return _external(f"{name}.{layer.format}", name, kind, (layer.rows, layer.columns), 0)
 
 
-def _require_kernels(layers: Mapping[str, CompressedLayer]) -> None:
-    for name, layer in layers.items():
-        fmt = layer.format
-        nearest = nearest_with_kernel(fmt)
-        if fmt != nearest:
-            raise ConfigError(
-                f"{name}: {TARGET} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
-            )
-        if layer.zero_points is not None and not fmt.asymmetric:
-            raise ConfigError(
-                f"{name}: {TARGET}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
-                "choose another than seq"
-            )
+def _require_kernel(name: str, layer: CompressedLayer, target: str) -> None:
+    fmt, nearest = layer.format, target_named(target).nearest(layer.format)
+    if fmt != nearest:
+        raise ConfigError(
+            f"{name}: {target} has no kernel for {fmt}; the nearest format that it has one for is {nearest}"
+        )
+    if layer.zero_points is not None and not fmt.asymmetric:
+        raise ConfigError(
+            f"{name}: {target}'s kernels want a code as {fmt}'s zero-point, and the quantiser's lies between two; "
+            "choose another than seq"
+        )
 
 
 def _external(tensor: str, layer: str, kind: int, shape: tuple[int, ...], offset: int) -> onnx.TensorProto:
@@ -271,7 +341,7 @@ def _move_constants(model: onnx.ModelProto) -> bytes:
     return bytes(content)
 
 
-def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
+def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton, kernels: Kernels) -> None:
     graph = model.graph
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     if len(attentions) != len(skeleton.heads):
@@ -280,9 +350,10 @@ def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
         )
     for node, (block, heads) in zip(attentions, skeleton.heads.items(), strict=True):
         name = ATTENTION_OUTPUT.format(block)
-        node.output.append(name)
-        # 2: the rows after the softmax.
-        node.attribute.append(helper.make_attribute("qk_output", 2))
+        if kernels.rows:
+            node.output.append(name)
+            # 2: the rows after the softmax.
+            node.attribute.append(helper.make_attribute("qk_output", 2))
         rows: list[str | int | None] = [
             "batch_size",
             heads,
@@ -290,6 +361,8 @@ def _add_signal_outputs(model: onnx.ModelProto, skeleton: Skeleton) -> None:
             "total_sequence_length",
         ]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, rows))
+    if not kernels.rows:
+        plain_attentions(graph, [ATTENTION_OUTPUT.format(block) for block in skeleton.heads])
     names = {hidden: HIDDEN_OUTPUT.format(block) for block, hidden in skeleton.hidden.items()}
     for node in graph.node:
         for edges in (node.input, node.output):

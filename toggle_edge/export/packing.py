@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,16 +34,40 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return codes
 
 
-def layer_size(fmt: Format, rows: int, columns: int) -> tuple[int, int]:
-    """Bytes of a layer's file, and the offset at which its scales start, before there is such a layer."""
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a layer takes in its file, in bytes: its weights at the format's bits, and what the container adds to them.
+
+    `padding` fills up the last group of each row, and the codes to where the scales may begin.
+    """
+
+    weights: int
+    scales: int
+    zero_points: int
+    padding: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.scales + self.zero_points + self.padding
+
+
+def container(fmt: Format, rows: int, columns: int) -> Container:
+    """The container of a `rows x columns` layer, before there is one. Weights that end within a byte fill it."""
+    weights = -(-fmt.bits * rows * columns // 8)
     if fmt.is_float:
-        return fmt.bits // 8 * rows * columns, 0
+        return Container(weights, 0, 0, 0)
     size = fmt.group_size(columns)
     groups = -(-columns // size)
     packed = rows * groups * size * fmt.bits // 8
-    offset = packed + -packed % ALIGNMENT
     zero_points = rows * -(-groups * fmt.bits // 8) if fmt.asymmetric else 0
-    return offset + rows * groups * SCALE_BITS // 8 + zero_points, offset
+    padding = packed + -packed % ALIGNMENT - weights
+    return Container(weights, rows * groups * SCALE_BITS // 8, zero_points, padding)
+
+
+def layer_size(fmt: Format, rows: int, columns: int) -> tuple[int, int]:
+    """Bytes of a layer's file, and the offset at which its scales start, before there is such a layer."""
+    found = container(fmt, rows, columns)
+    return found.total, 0 if fmt.is_float else found.weights + found.padding
 
 
 def layer_bytes(layer: CompressedLayer) -> tuple[bytes, int]:

@@ -27,6 +27,7 @@ from transformers.core_model_loading import (
 )
 
 from toggle_edge.errors import ModelError
+from toggle_edge.model.pages import Pages
 
 
 @dataclass
@@ -46,10 +47,12 @@ class Checkpoint:
     def __init__(self, folder: Path, module: Any) -> None:
         self._module = module
         self._files: dict[str, Any] = {}
+        self._pages: dict[str, Pages] = {}
         self._where: dict[str, Path] = {}
         for path in weight_files(folder):
             opened: Any = safe_open(path, framework="pt")
             self._files[str(path)] = opened
+            self._pages[str(path)] = Pages(path)
             self._where.update(dict.fromkeys(opened.keys(), path))
         self._recipes = self._found(sorted(self._where, key=dot_natural_key))
         self._aliases = _aliases(module)
@@ -105,10 +108,12 @@ class Checkpoint:
 
     def _stored(self, key: str) -> torch.Tensor:
         values: torch.Tensor = self._files[str(self._where[key])].get_tensor(key)
+        self._pages[str(self._where[key])].note(values)
         return values
 
     def _slice(self, key: str, index: int) -> torch.Tensor:
         values: torch.Tensor = self._files[str(self._where[key])].get_slice(key)[index]
+        self._pages[str(self._where[key])].note(values)
         return values
 
     def _found(self, keys: Sequence[str]) -> dict[str, tuple[str, _Recipe]]:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_edge.bundle import Bundle, unpack
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export.onnx import KERNELS
+from toggle_edge.export.packing import container
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.confirming import confirmed
 from toggle_edge.pipeline.inputs import check_config_text, config_from, prepared_for
 from toggle_edge.pipeline.packing import export, write_probes
 from toggle_edge.pipeline.preparing import DEFAULT_TARGET, Prepared, identity_of
-from toggle_edge.report.export import ExportResult
+from toggle_edge.report.export import ExportResult, StoredLayer
 from toggle_edge.report.progress import Reporter
 from toggle_edge.signing import signing_key
 from toggle_edge.store import DEFAULT_URL, Store, open_store
+from toggle_edge.targets import target_named
 from toggle_edge.workspace import naming_errors
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """What `toggle-edge export` may be told. With `config`, `source` is a model's folder; with `mode` or `trial`
-    it is a study's name, which knows its profile, probes, quantiser and pruner. `output` must not exist yet."""
+    it is a study's name, which knows its profile, probes, quantiser and pruner. `output` must not exist yet, nor
+    `unpacked`, where artifact and tokenizer are laid out as engines open them."""
 
     source: str
     output: Path
@@ -40,13 +46,15 @@ class ExportOptions:
     unsigned: bool = False
     quantiser: str | None = None
     pruner: str | None = None
+    unpacked: Path | None = None
 
 
 def run_export(options: ExportOptions, report: Reporter) -> ExportResult:
     """Write the bundle. Nothing is left at `output` unless all of it could be made and its parity holds."""
     exporter_for(options.target)
-    if options.output.exists():
-        raise InputError(f"output {options.output}: expected a new folder, it exists; choose another")
+    for name, folder in (("output", options.output), ("unpacked", options.unpacked)):
+        if folder is not None and folder.exists():
+            raise InputError(f"{name} {folder}: expected a new folder, it exists; choose another")
     chosen = [name for name in ("config", "mode", "trial") if getattr(options, name) is not None]
     if len(chosen) != 1:
         raise InputError(
@@ -110,6 +118,8 @@ def _of_study(store: Store, options: ExportOptions, report: Reporter) -> tuple[P
 def _written(
     prepared: Prepared, config: Config, trial: int | None, options: ExportOptions, report: Reporter
 ) -> ExportResult:
+    remaining = prepared.model.remaining(config.structure)
+    target_named(prepared.target).require(config, {layer.name: layer.role for layer in remaining})
     require_whole(prepared.model)
     key = None if options.unsigned else signing_key()
     report("export", 0, 2, "building the graph")
@@ -118,7 +128,44 @@ def _written(
         report("export", 1, 2, "packing the weights")
         with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
             extra = write_probes(prepared, Path(scratch))
-            exported = export(prepared, config, skeleton, extra, options.output, key=key)
+            exported = export(prepared, config, skeleton, extra, options.output, key=key, report=report)
+        if options.unpacked is not None:
+            _unpack(exported.bundle, options.unpacked)
     report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
-    cost = prepared.cost(config)
-    return ExportResult(exported.bundle, config, trial, exported.parity, cost.proxy_bytes)
+    return ExportResult(
+        exported.bundle,
+        config,
+        trial,
+        exported.parity,
+        prepared.cost(config).proxy_bytes,
+        exported.predicted_bytes,
+        _stored(prepared, config),
+        options.unpacked,
+    )
+
+
+def _unpack(bundle: Bundle, folder: Path) -> None:
+    """Lay it out, or leave no bundle either: what was asked for is there whole or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unpack(bundle, folder)
+    except BaseException:
+        shutil.rmtree(bundle.folder, ignore_errors=True)
+        raise
+
+
+def _stored(prepared: Prepared, config: Config) -> tuple[StoredLayer, ...]:
+    """What each layer takes; nothing where a target's format does not keep them apart."""
+    if prepared.target not in KERNELS:
+        return ()
+    formats = dict(config)
+    return tuple(
+        StoredLayer(
+            each.name,
+            each.role,
+            str(formats[each.name]),
+            each.weights,
+            container(formats[each.name], each.rows, each.columns),
+        )
+        for each in prepared.model.remaining(config.structure)
+    )

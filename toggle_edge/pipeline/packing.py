@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from toggle_runtime.signals import SignalsError
 from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
-from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
+from toggle_edge.bundle import BASELINE, CANARY, PROBES, TOKENIZER, Bundle, build_bundle
+from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Config
 from toggle_edge.errors import ProbeError
 from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
@@ -25,7 +26,17 @@ from toggle_edge.export.canary import canary_of
 from toggle_edge.export.parity import check_parity
 from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.probes import probes_to_json
+from toggle_edge.report.progress import Reporter, silent
 from toggle_edge.signing import SigningKey
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""What transformers saves of a tokenizer, as far as a model has it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,26 @@ class Exported:
     bundle: Bundle
     parity: float
     predicted_bytes: int
+
+
+class _Reported(Mapping[str, CompressedLayer]):
+    """Layers, and word of how many of them have been asked for."""
+
+    def __init__(self, layers: Mapping[str, CompressedLayer], report: Reporter) -> None:
+        self._layers, self._report = layers, report
+        self._asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> CompressedLayer:
+        layer = self._layers[name]
+        self._asked.add(name)
+        self._report("layers", len(self._asked), len(self._layers), name)
+        return layer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
@@ -62,11 +93,12 @@ def write_probes(prepared: Prepared, folder: Path) -> dict[str, Path]:
     except SignalsError as exc:
         raise ProbeError(f"probes: their baseline cannot be reduced for the device: {exc}") from exc
     write_reduced(baseline, reduced)
-    extra = {PROBES: probes, BASELINE: baseline}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (prepared.model.folder / name).is_file():
-            extra[f"tokenizer/{name}"] = prepared.model.folder / name
-    return extra
+    return {PROBES: probes, BASELINE: baseline, **tokenizer_files(prepared.model.folder)}
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """What there is of a model's tokenizer, by its path in a bundle."""
+    return {f"{TOKENIZER}/{name}": folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def export(
@@ -77,13 +109,15 @@ def export(
     folder: Path,
     *,
     key: SigningKey | None,
+    report: Reporter = silent,
 ) -> Exported:
     """Export one config, check its parity with the searched weights, and bundle it into `folder`, signed by `key`.
 
     An existing `folder` is replaced. Raises ParityError when the artifact is not what was searched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    layers, kept = prepared.bank.compressed(config), prepared.bank.kept(config.structure)
+    layers = _Reported(prepared.bank.compressed(config), report)
+    kept = prepared.bank.kept(config.structure)
     shape = prepared.model.shape
     if kept is not None:
         skeleton = narrowed(skeleton, prepared.model.anatomy, config.structure)

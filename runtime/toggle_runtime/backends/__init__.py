@@ -9,7 +9,7 @@ A backend module has `open_model(folder, shape, graph, threads)` and, on what th
 import importlib
 from typing import Any
 
-BACKENDS = {"onnx-cpu": "toggle_runtime.backends.onnx"}
+BACKENDS = dict.fromkeys(("onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19"), "toggle_runtime.backends.onnx")
 
 
 def backend_for(target: str) -> Any:
