@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from old_engines import VERSIONS, differences
+from toggle_runtime.backends import backend_for
 from toggle_runtime.backends import onnx as backend
 
 from toggle_edge.compress.bank import LayerBank
@@ -115,3 +117,23 @@ def test_the_oldest_graphs_have_only_nodes_of_their_time(
         assert "GatherBlockQuantized" not in kinds
         assert ("GroupQueryAttention" in kinds) == (graph == backend.GRAPH)
         assert "qk_output" not in {each.name for node in stored.graph.node for each in node.attribute}
+
+
+def test_a_gpu_is_never_assumed(case: tuple[LanguageModel, Skeleton], tmp_path: Path) -> None:
+    model, skeleton = case
+    config = mixed(model, "onnx-cuda", 3)
+    artifact = export_onnx(skeleton, LayerBank(model).compressed(config), tmp_path / "a", target="onnx-cuda")
+    on_gpu = backend_for("onnx-cuda")
+    if on_gpu.CUDA not in onnxruntime.get_available_providers():
+        with pytest.raises(ValueError, match=r"expected CUDAExecutionProvider, there is .*CPUExecution"):
+            on_gpu.open_model(artifact.folder, model.shape, on_gpu.GRAPH, 1)
+    # Its graphs are what runs on the CPU too, attention rows included.
+    opened = backend.open_model(artifact.folder, model.shape, on_gpu.SIGNALS_GRAPH, 1)
+    logits, attention, _ = on_gpu.outputs(opened, TOKENS, range(model.shape.layers))
+    assert np.isfinite(logits).all()
+    np.testing.assert_allclose(attention.sum(-1), 1.0, atol=1e-5)
+    kinds = {
+        node.op_type
+        for node in onnx.load(artifact.folder / on_gpu.GRAPH, load_external_data=False).graph.node
+    }
+    assert {"GroupQueryAttention", "MatMulNBits"} <= kinds

@@ -123,7 +123,6 @@ def test_only_the_parts_that_are_named_may_go(changed: Changed) -> None:
             {"structure": ("blocks",)},
             ["search.structure", "exported for paper", "search on onnx-cpu"],
         ),
-        ("onnx-cuda", {"structure": ("channels",)}, ["search.structure", "exported for onnx-cuda"]),
         (
             "onnx-cpu",
             {"least_bits": 5, "most_bits": 7},
