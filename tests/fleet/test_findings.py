@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toggle_runtime.deployment import Deployed, Deployment
 
 from toggle_edge.errors import AgentError, FleetError, HostKeyError, TransportError
 from toggle_edge.fleet.capabilities import capability_table, choose, labels_of
@@ -155,6 +156,7 @@ class TestFindings:
             ("lease", {"lease": {"owner": "a", "pid": "1; rm -rf /"}}, BROKEN, "in use", None, ""),
             ("lease", {"lease": {"unavailable": "read-only"}}, LIMITED, "read-only", None, ""),
             ("keys", {"trusted_keys": {"ab": "her"}}, BROKEN, "only her", HERE, "toggle-edge device trust pi"),
+            ("deployed", {"deployment_problem": "damaged"}, LIMITED, "damaged", HERE, "toggle-edge deploy --device pi"),
             ("energy", {"energy_meters": {}}, LIMITED, "no meter", None, ""),
             ("energy", {"energy_meters": {"rapl": "unavailable: none here"}}, LIMITED, "rapl: none here", None, ""),
             (
@@ -202,6 +204,14 @@ class TestFindings:
 
     def test_a_known_key_among_others_is_enough(self) -> None:
         assert found("keys", trusted_keys={"ab": "her", "cd": "me"}, known_keys={"cd": "me"}).state == OK
+
+    def test_what_is_deployed_is_named(self) -> None:
+        one, two = (Deployed(digit * 64, "e" * 64, 1, 0.0) for digit in "ab")
+        assert found("deployed").found == "nothing yet"
+        assert found("deployed", deployed=Deployment(1, two)).found == "b" * 12
+        assert (
+            found("deployed", deployed=Deployment(1, two, one)).found == f"{'b' * 12}, {'a' * 12} before it"
+        )
 
     def test_a_device_file_of_another_runtime_is_noticed(self) -> None:
         assert found("target", dataclasses.replace(DEVICE, target="onnx-cuda")).state == LIMITED

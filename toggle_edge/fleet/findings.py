@@ -211,8 +211,21 @@ def keys(look: Look) -> Finding:
     )
 
 
+def deployed(look: Look) -> Finding:
+    problem, deployment = look.facts.deployment_problem, look.facts.deployed
+    if problem is not None:
+        again = Fix(HERE, f"toggle-edge deploy --device {look.device.name} --bundle DIR")
+        return Finding("deployed", LIMITED, problem, again)
+    if deployment is None:
+        return Finding("deployed", OK, "nothing yet")
+    before = deployment.previous
+    back = f", {before.bundle[:12]} before it" if before is not None else ""
+    return Finding("deployed", OK, f"{deployment.active.bundle[:12]}{back}")
+
+
 LOOKS: Mapping[str, Callable[[Look], Finding]] = {
-    look.__name__: look for look in (wheels, target, root, disk, memory, energy, governor, lease, clock, keys)
+    look.__name__: look
+    for look in (wheels, target, root, disk, memory, energy, governor, lease, clock, keys, deployed)
 }
 """What is looked at once the agent has answered, in the order in which it is shown."""
 
