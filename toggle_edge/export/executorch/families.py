@@ -103,9 +103,7 @@ def gpt2(module: Any, part: Part, embedding: LookedUp, head: Multiplied, capacit
             )
         )
     norm = _centred(inner.ln_f)
-    return Decoder(
-        embedding, blocks, norm, head, capacity=capacity, shared=1, positions=inner.wpe.weight
-    )
+    return Decoder(embedding, blocks, norm, head, capacity=capacity, shared=1, positions=inner.wpe.weight)
 
 
 def _norm(norm: Any) -> RootMeanSquare:

@@ -53,7 +53,9 @@ def _tag(node: Any, file: str) -> None:
             user.meta.setdefault("custom", {})["delegate_constant_tag"] = file
 
 
-def lowered(decoder: Decoder, owners: Mapping[str, str], signal_tokens: int) -> tuple[bytes, dict[str, bytes]]:
+def lowered(
+    decoder: Decoder, owners: Mapping[str, str], signal_tokens: int
+) -> tuple[bytes, dict[str, bytes]]:
     """The program, and the data files that it reads by name: one for each layer and `SHARED`.
 
     It has the methods `forward` (1 to `capacity` tokens) and `signals` (1 to `signal_tokens`), over the same data.

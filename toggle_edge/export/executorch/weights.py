@@ -32,7 +32,10 @@ class Codes(torch.nn.Module):
         self.codes = kept(_signed(layer))
         self.scales = kept(layer.scales)
         self.register_buffer("zero_points", torch.zeros(rows, groups, dtype=torch.int8))
-        self._block, self._range = (1, size), (-(1 << layer.format.bits - 1), (1 << layer.format.bits - 1) - 1)
+        self._block, self._range = (
+            (1, size),
+            (-(1 << layer.format.bits - 1), (1 << layer.format.bits - 1) - 1),
+        )
         if not torch.equal(self()[:, : layer.columns], dequantise(layer)):
             raise ExportError("export: torchao reads other weights from these codes than were searched")
 
