@@ -9,7 +9,7 @@ from pathlib import Path
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError, InputError, StudyError
-from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export import exporter_for
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.confirming import confirmed
@@ -112,13 +112,16 @@ def _written(
 ) -> ExportResult:
     require_whole(prepared.model)
     key = None if options.unsigned else signing_key()
-    report("export", 0, 2, "building the graph")
+    report("export", 0, 2, "preparing")
     with naming_errors(options.output.parent):
-        skeleton = build_skeleton(prepared.model, cache_folder() / "skeletons")
+        begun = exporter_for(prepared.target).begin(prepared.model, cache_folder() / "skeletons")
         report("export", 1, 2, "packing the weights")
         with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
             extra = write_probes(prepared, Path(scratch))
-            exported = export(prepared, config, skeleton, extra, options.output, key=key)
-    report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
+            exported = export(prepared, config, begun, extra, options.output, key=key)
+    whose = "the searched weights" if exported.activations is None else "torchao's on the same codes"
+    report("export", 2, 2, f"logits within {exported.parity:.1e} of {whose}")
     cost = prepared.cost(config)
-    return ExportResult(exported.bundle, config, trial, exported.parity, cost.proxy_bytes)
+    return ExportResult(
+        exported.bundle, config, trial, exported.parity, cost.proxy_bytes, exported.activations
+    )

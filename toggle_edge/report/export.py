@@ -13,14 +13,16 @@ from toggle_edge.report.cells import print_entry
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A bundle. `parity` is the largest logit difference to the searched weights; `trial` None where the config
-    was not a study's."""
+    """A bundle. `parity` is the largest logit difference to the searched weights or, where `activations` is not None, to
+    a reference with quantised activations, which differs from them by that much; `trial` None where the config was not
+    a study's."""
 
     bundle: Bundle
     config: Config
     trial: int | None
     parity: float
     proxy_bytes: int
+    activations: float | None = None
 
 
 def export_json(result: ExportResult) -> dict[str, object]:
@@ -38,7 +40,10 @@ def export_json(result: ExportResult) -> dict[str, object]:
         "proxy_bytes": result.proxy_bytes,
         "artifact_bytes": result.bundle.artifact_bytes,
         "probe_bytes": result.bundle.manifest.probe_bytes,
-        "parity": {"max_abs_logit_difference": result.parity},
+        "parity": {
+            "max_abs_logit_difference": result.parity,
+            "max_abs_logit_difference_by_activations": result.activations,
+        },
     }
 
 
@@ -54,5 +59,13 @@ def print_export(result: ExportResult, console: Console) -> None:
         f"proxy {result.proxy_bytes / 1e6:.2f} MB (formula), artifact {bundle.artifact_bytes / 1e6:.2f} MB (files), "
         f"probes {bundle.manifest.probe_bytes / 1e6:.2f} MB",
     )
-    print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
+    if result.activations is None:
+        print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
+    else:
+        print_entry(
+            console,
+            "parity",
+            f"logits within {result.parity:.1e} of torchao's on the same codes; int8 activations move them by up to "
+            f"{result.activations:.2g} from the searched weights",
+        )
     print_entry(console, "next", f"toggle-edge validate --device DEVICE --bundle {bundle.folder}")

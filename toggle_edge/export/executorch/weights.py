@@ -27,7 +27,8 @@ class Codes(torch.nn.Module):
 
     def __init__(self, layer: CompressedLayer) -> None:
         super().__init__()
-        assert layer.scales is not None
+        if layer.scales is None:
+            raise ExportError(f"export: expected an integer layer, got {layer.format}")
         rows, groups, size = layer.codes.shape
         self.codes = kept(_signed(layer))
         self.scales = kept(layer.scales)
@@ -91,8 +92,7 @@ class LookedUp(torch.nn.Module):
             return functional.embedding(ids, self.codes).float()
         half = 1 << self.bits - 1
         operator = getattr(torch.ops.quantized_decomposed, _LOOKUPS[self.bits]).dtype
-        found = operator(self.codes, self.scales, None, -half, half - 1, ids, dtype=torch.float32)
-        return found  # type: ignore[no-any-return]
+        return operator(self.codes, self.scales, None, -half, half - 1, ids, dtype=torch.float32)  # type: ignore[no-any-return]
 
 
 _LOOKUPS = {2: "embedding_2bit", 4: "embedding_4bit", 8: "embedding_byte"}
