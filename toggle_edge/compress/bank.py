@@ -32,7 +32,8 @@ class LayerBank:
 
     With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
     In memory at most `memory_bytes` of them are held, by default `MEMORY_BYTES` or `LENT_BYTES`. The baseline's module
-    is never written to, so a candidate cannot be compared with itself. Weights are pruned before they are quantised. `narrow_scales` as of `quantise`.
+    is never written to, so a candidate cannot be compared with itself. Weights are pruned before they are quantised.
+    `narrow_scales` as of `quantise`.
     Raises ConfigError for an unknown quantiser or pruner, or a calibrated one without a calibration.
     """
 

@@ -13,9 +13,9 @@ from toggle_edge.report.cells import print_entry
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A bundle. `parity` is the largest logit difference to the searched weights or, where `activations` is not None, to
-    a reference with quantised activations, which differs from them by that much; `trial` None where the config was not
-    a study's."""
+    """A bundle. `parity` is the largest logit difference to the searched weights or, where `activations` is not None,
+    to a reference with quantised activations, which differs from them by that much; `trial` None where the config was
+    not a study's."""
 
     bundle: Bundle
     config: Config

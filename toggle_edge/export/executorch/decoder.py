@@ -168,7 +168,7 @@ class Decoding(torch.nn.Module):
         self.decoder = decoder
         for number, block in enumerate(decoder.blocks):
             for part in ("keys", "values"):
-                empty = torch.zeros(block.groups, decoder.capacity, block.size)  # type: ignore[arg-type]
+                empty = torch.zeros(int(block.groups), decoder.capacity, int(block.size))  # type: ignore[arg-type]
                 self.register_buffer(f"{part}_{number}", empty, persistent=False)
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -61,8 +61,8 @@ def why_not(model: LanguageModel) -> str | None:
         return f"expected {expected!r} as its activation, got {activation!r}"
     if getattr(config, "use_sliding_window", False):
         return "its attention slides, and only attention to all tokens before is written out"
-    scaled = (config.scale_attn_by_inverse_layer_idx, not config.scale_attn_weights)
-    if config.model_type == "gpt2" and any(scaled):
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    if by_layer or not getattr(config, "scale_attn_weights", True):
         return "its attention is scaled in another way than by the root of a head's size"
     return None
 
@@ -124,15 +124,15 @@ def require_kernels(compressed: Mapping[str, CompressedLayer], layers: Mapping[s
         if role == EMBEDDING and layers[name].multiplied:  # the head is multiplied by it
             known &= target.matrices
         if fmt not in known:
-            role = "" if fmt in target.formats(role) else role
+            tied = role == EMBEDDING and fmt in target.formats(role)
             raise ConfigError(
-                f"{name}: {EXECUTORCH} has no kernel for {fmt}{' in a tied embedding' if not role else ''}; the nearest "
-                f"format that it has one for is {target.nearest(fmt, role)}"
+                f"{name}: {EXECUTORCH} has no kernel for {fmt}{', and its head is multiplied by it' if tied else ''}; "
+                f"the nearest format that it has one for is {target.nearest(fmt, '' if tied else role)}"
             )
         if layer.zero_points is not None:
             raise ConfigError(
-                f"{name}: {EXECUTORCH}'s kernels have no zero-point, and the quantiser's lies between two codes; choose "
-                "another than seq"
+                f"{name}: {EXECUTORCH}'s kernels have no zero-point, and the quantiser's lies between two codes; "
+                "choose another than seq"
             )
         if layer.scales is not None and not bool((layer.scales > 0).all()):
             raise ConfigError(

@@ -24,7 +24,7 @@ FORWARD, SIGNALS = "forward", "signals"
 
 
 class _Prepared(PassBase):
-    """Names each delegated constant's file, and leaves the unknown size of a view to be inferred, as XNNPACK wants it."""
+    """Names each delegated constant's file, and has the unknown size of a view inferred, as XNNPACK wants it."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ Runs only in the process that lowers, since torchao lies in the overlay.
 
 from __future__ import annotations
 
+from typing import Any
+
 import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  (registers the look-ups)
 import torch
 from torch.nn import functional
@@ -52,8 +54,9 @@ class Multiplied(torch.nn.Module):
 
     def __init__(self, layer: CompressedLayer, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._integer, self._half = layer.scales is not None, layer.codes.dtype == torch.float16
-        self.weight = Codes(layer) if self._integer else kept(layer.codes)
+        self._half = layer.codes.dtype == torch.float16
+        self.weight: Any = kept(layer.codes) if layer.scales is None else Codes(layer)
+        self._integer = layer.scales is not None
         # Zeros on both sides add nothing, and change no row's least or largest value: the range reaches over zero.
         self._padding = layer.codes[0].numel() - layer.columns
         dtype = torch.float16 if self._half else torch.float32
