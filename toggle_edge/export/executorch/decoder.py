@@ -141,6 +141,10 @@ class Decoder(torch.nn.Module):
             "learned", None if positions is None else positions[:capacity].detach().clone(), persistent=False
         )
 
+    @property
+    def quantises_activations(self) -> bool:
+        return any(getattr(each, "narrows_activations", False) for each in self.modules())
+
     def begin(
         self, ids: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor
     ) -> tuple[torch.Tensor, Place]:

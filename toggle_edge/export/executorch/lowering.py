@@ -74,13 +74,14 @@ def lower(folder: Path) -> None:
     (artifact / "model.pte").write_bytes(content)
     for name, values in data.items():
         (artifact / "weights" / f"{name}.ptd").write_bytes(values)
-    parity = check_program(Program(artifact, folder), decoder, job.tokens, job.prompt_tokens)
+    program = Program(artifact, folder)
+    parity, by_block = check_program(program, decoder, job.tokens, job.prompt_tokens, job.logits)
     reference, vocabulary = Reference(decoder), model.shape.vocabulary
     canary = canary_of(reference, job.tokens, vocabulary=vocabulary, context_tokens=job.signal_tokens)
     write_canary(folder / CANARY, canary)
     with torch.inference_mode():
         activations = difference(reference(torch.tensor([list(job.tokens)])).logits[0], job.logits)
-    write_result(Lowered(parity, exact, activations), folder)
+    write_result(Lowered(parity, by_block, exact, activations), folder)
 
 
 def _restored(layer: CompressedLayer) -> CompressedLayer:

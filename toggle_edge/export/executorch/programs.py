@@ -23,6 +23,22 @@ SHARED = "shared"
 FORWARD, SIGNALS = "forward", "signals"
 
 
+class _Partitioner(XnnpackPartitioner):  # type: ignore[misc]
+    """XNNPACK's, without what our graphs have no use for and what takes most of the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of its seventeen passes over each part of a graph this asks for one: the others turn convolutions, norms and
+        # attention, none of which are here, into what it has.
+        self.delegation_spec = DelegationSpec(
+            self.delegation_spec.backend_id, [CompileSpec("dqlinear_partitioner", b"")]
+        )
+
+    def ops_to_not_decompose(self, program: Any) -> tuple[list[Any], None]:
+        # Without a question for each operator: XNNPACK takes all of ours, and each answer traces the graph again.
+        return super().ops_to_not_decompose(program)[0], None
+
+
 class _Prepared(PassBase):
     """Names each delegated constant's file, and has the unknown size of a view inferred, as XNNPACK wants it."""
 
@@ -74,15 +90,9 @@ def lowered(
             for path, _ in members:
                 name = f"{kind}_decoder_{path.replace('.', '_')}"
                 files[name] = owners.get(path, SHARED)
-        partitioner = XnnpackPartitioner()
-        # Of XNNPACK's seventeen passes over each part of a graph, ours need the one that this asks for: the others turn
-        # convolutions, normalisations and attention into what is not here. They take most of the time that it takes.
-        partitioner.delegation_spec = DelegationSpec(
-            partitioner.delegation_spec.backend_id, [CompileSpec("dqlinear_partitioner", b"")]
-        )
         edge = to_edge_transform_and_lower(
             programs,
-            partitioner=[partitioner],
+            partitioner=[_Partitioner()],
             transform_passes=[_Prepared(files)],
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )

@@ -57,6 +57,7 @@ class Multiplied(torch.nn.Module):
         self._half = layer.codes.dtype == torch.float16
         self.weight: Any = kept(layer.codes) if layer.scales is None else Codes(layer)
         self._integer = layer.scales is not None
+        self.narrows_activations = self._integer or self._half
         # Zeros on both sides add nothing, and change no row's least or largest value: the range reaches over zero.
         self._padding = layer.codes[0].numel() - layer.columns
         dtype = torch.float16 if self._half else torch.float32
