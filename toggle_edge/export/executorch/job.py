@@ -44,9 +44,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`; by block
-    where rounding of activations went on from block to block), of the written-out decoder with the searched weights to the model's own modules (`decoder`), and of torchao's reference to
-    these: what quantising activations changes (`activations`)."""
+    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`; `by_block`
+    where rounding of activations went on from block to block, else None), of the written-out decoder with the searched
+    weights to the model's own modules (`decoder`), and of torchao's reference to these (`activations`)."""
 
     parity: float
     by_block: float | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,20 @@ def sdk(machine: str) -> Path:
     """The `executorch` folder of an architecture's wheel: headers and shared libraries. Raises ExportError."""
     if machine not in MACHINES:
         raise ExportError(f"executorch: expected one of {', '.join(MACHINES)}, got {machine!r}")
+    if machine == platform.machine():
+        return overlay() / "executorch"
     choice = ["--only-binary=:all:", "--platform", MACHINES[machine], "--implementation", "cp"]
     return _made(f"sdk-{machine}", PINS[:1], [*choice, "--python-version", "3.11"]) / "executorch"
+
+
+def prefetch() -> None:
+    """Fetch all of it, so that nothing is fetched later; says what cannot be."""
+    try:
+        overlay()
+        for machine in MACHINES:
+            sdk(machine)
+    except ExportError as exc:
+        print(f"note: {exc}", file=sys.stderr)
 
 
 def _made(kind: str, pins: Sequence[str], choice: Sequence[str]) -> Path:

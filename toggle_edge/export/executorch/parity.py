@@ -125,8 +125,8 @@ START_TOKENS, STARTS = 4, 8
 
 
 def explained(found: list[torch.Tensor], decoder: Decoder, ids: torch.Tensor) -> float:
-    """The largest over blocks of what the median token's state, and attention row, differs by when torchao's block reads
-    the program's own state before it, so that nothing goes on from block to block.
+    """The largest over blocks of what the median token's state, and attention row, differs by when torchao's block
+    reads the program's own state before it, so that nothing goes on from block to block.
 
     A wrong weight changes every token; a value between two steps changes the token that it is in, a little. So the
     median has to be within `TOLERANCE` of what is there (and at least of 1), else this raises ParityError.
