@@ -24,8 +24,8 @@ LIBRARIES = (
 )
 """What the runner is linked with, and what must lie in `lib/` beside it. 12 to 15 MB."""
 
-# C10_USING_CUSTOM_GENERATED_MACROS: the wheel has no generated cmake_macros.h. The tracer's changes the layout of a class
-# in the headers, and the libraries are compiled with it.
+# C10_USING_CUSTOM_GENERATED_MACROS: the wheel has no generated cmake_macros.h. The other changes a class's layout
+# in the headers, and the libraries were compiled with it.
 FLAGS = (
     "-std=c++17",
     "-O2",
