@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from toggle_edge.compress.quantise import QUANTISERS, CompressedLayer, dequantis
 from toggle_edge.config import Format
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.pipeline.preparing import bank_of
+from toggle_edge.probes import Probe
 from toggle_edge.targets import TARGETS
 
 FORMATS = ("int4-g32", "int4-g128", "int8-axis", "int2-g32")
@@ -29,9 +32,7 @@ def compressed(text: str, quantiser: str, seed: int, narrow: bool) -> tuple[torc
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(FORMATS), st.sampled_from(sorted(set(QUANTISERS) - {"seq"})), st.integers(0, 10_000)
-)
+@given(st.sampled_from(FORMATS), st.sampled_from(sorted(set(QUANTISERS) - {"seq"})), st.integers(0, 10_000))
 def test_scales_are_positive_and_those_of_groups_bfloat16(text: str, quantiser: str, seed: int) -> None:
     weight, layer = compressed(text, quantiser, seed, narrow=True)
     assert layer.scales is not None
@@ -53,14 +54,14 @@ def test_without_it_scales_of_both_signs_are_used() -> None:
 
 
 def test_a_bank_is_narrow_where_its_target_is(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    tiny: LanguageModel, probes: tuple[Probe, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TOGGLE_EDGE_CACHE", str(tmp_path))
     assert [name for name, target in TARGETS.items() if target.narrow_scales] == ["executorch-xnnpack"]
     name, fmt = tiny.layers[1].name, Format(4, 32)
     expected = quantise(tiny.weight(tiny.layers[1]), fmt, narrow_scales=True)
     found = {
-        target: bank_of(tiny, [], quantiser="rtn", pruner="magnitude", target=target).layer(name, fmt)
+        target: bank_of(tiny, probes, quantiser="rtn", pruner="magnitude", target=target).layer(name, fmt)
         for target in ("onnx-cpu", "executorch-xnnpack")
     }
     # One cache for both: the key says which of the two a layer is.

@@ -254,7 +254,7 @@ def test_a_failing_builder_leaves_nothing_and_says_why(tiny: LanguageModel, tmp_
 
 
 def test_targets_are_found_by_name() -> None:
-    assert set(EXPORTERS) == {"onnx-cpu"}
+    assert set(EXPORTERS) == {"executorch-xnnpack", "onnx-cpu"}
     with pytest.raises(ConfigError, match="expected one of"):
         exporter_for("onnx-tpu")
 

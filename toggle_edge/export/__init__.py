@@ -42,9 +42,9 @@ class Exporter:
     """How a target's artifacts are written.
 
     `begin` makes what all candidates of a model start from, kept in a cache folder where it takes long; `export` takes
-    that and a request, and writes into a new folder. `predicted_bytes` says what an artifact would weigh before there
-    is one, given the same, the layers that remain and the config; None where the target's tools decide that. `why_not`
-    says why a model cannot be exported, None where it may be.
+    that and a request, and writes into a new folder. `why_not` says why a model cannot be exported, None where it may
+    be. `predicted_bytes` says what an artifact would weigh before there is one, given what was begun, the layers and
+    the config; it is None where the target's tools decide that.
     """
 
     begin: Callable[[LanguageModel, Path], Any]

@@ -8,7 +8,7 @@ from toggle_runtime.canary import write_canary
 
 from toggle_edge.export.canary import canary_of
 from toggle_edge.export.narrowing import narrowed, narrowed_shape
-from toggle_edge.export.onnx import export_onnx
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.parity import check_parity
 from toggle_edge.export.request import Made, Request
 from toggle_edge.export.skeleton import Skeleton
@@ -31,4 +31,5 @@ def export_graph(skeleton: Skeleton, request: Request, folder: Path) -> Made:
         context_tokens=shape.context_tokens,
     )
     write_canary(folder.with_suffix(".npz"), canary)
-    return Made(artifact, parity, folder.with_suffix(".npz"))
+    predicted = predicted_bytes(skeleton, request.model.remaining(request.config.structure), request.config)
+    return Made(artifact, parity, folder.with_suffix(".npz"), predicted_bytes=predicted)

@@ -108,8 +108,5 @@ def export(
         if folder.exists():
             shutil.rmtree(folder)
         built.folder.rename(folder)
-    predicted = None
-    if exporter.predicted_bytes is not None:
-        predicted = exporter.predicted_bytes(begun, model.remaining(config.structure), config)
     bundle = dataclasses.replace(built, folder=folder)
-    return Exported(config, bundle, made.parity, predicted, made.activations)
+    return Exported(config, bundle, made.parity, made.predicted_bytes, made.activations)

@@ -146,11 +146,16 @@ def require_kernels(compressed: Mapping[str, CompressedLayer], layers: Mapping[s
             )
 
 
-def _run(folder: Path) -> None:
+def environment() -> dict[str, str]:
+    """This process's environment with the overlay before all else on the path."""
     paths = [str(overlay()), *(path for path in sys.path if path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+
+
+def _run(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "toggle_edge.export.executorch.lowering", str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -86,7 +86,10 @@ class LookedUp(torch.nn.Module):
             self.codes = kept(layer.codes)
             return
         signed = _signed(layer)
-        self.codes = kept(torch.ops.quant_fusion._pack_embedding_weight(signed, self.bits))
+        packed = self.bits < 8
+        self.codes = kept(
+            torch.ops.quant_fusion._pack_embedding_weight(signed, self.bits) if packed else signed
+        )
         self.scales = kept(layer.scales)
         if not torch.equal(self(torch.arange(layer.rows)), dequantise(layer)):
             raise ExportError("export: executorch looks up other weights in these codes than were searched")
