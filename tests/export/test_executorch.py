@@ -1,4 +1,4 @@
-"""ExecuTorch: our codes, lowered in a process of its own, compute what torchao computes with them; and on its runner."""
+"""ExecuTorch: our codes, lowered in a process of their own, compute what torchao computes; on the runner too."""
 
 from __future__ import annotations
 
@@ -297,9 +297,9 @@ def test_formats_without_a_kernel_are_refused_with_the_nearest(tiny: LanguageMod
     assert refused(layer, "int8-g32").endswith("for is int8-axis")
     assert refused(layer, "int9-g32").endswith("for is fp16")
     assert refused(embedding, "int3-g32").endswith("for is int4-g32")
-    assert refused(tied, "int2-g32").endswith(
-        "its head is multiplied by it; the nearest format that it has one for is int4-g32"
-    )
+    said = refused(tied, "int2-g32")
+    assert "its head is multiplied by it; the nearest format" in said
+    assert said.endswith("for is int4-g32")
     assert "choose a smaller group" in refused(embedding, "int4-g128")
     assert "lies between two codes" in refused(layer, "int4-g32", quantiser="seq")
     assert "positive scales only" in refused(layer, "int4-g32", narrow=False)
@@ -365,7 +365,7 @@ def test_a_runner_needs_a_compiler(offline: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_host_never_imports_executorch() -> None:
-    code = "import sys, json, toggle_edge.pipeline.exporting, toggle_edge.pipeline.demo; print(json.dumps(list(sys.modules)))"
+    code = "import sys, json, toggle_edge.pipeline.exporting; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
     assert "executorch" not in loaded

@@ -32,9 +32,12 @@ class Request:
 @dataclass(frozen=True)
 class Made:
     """An artifact that computes what it should: `parity` is the largest absolute logit difference, `canary` the file
-    with logits for the device to reproduce. Where the target quantises activations, parity is to a reference that does
-    so too, and `activations` is the difference of that reference to the searched weights; else it is None. `predicted_bytes` is what the artifact's size was known to be before it was
-    written, None where the target's tools decide it."""
+    with logits for the device to reproduce.
+
+    Where the target quantises activations, parity is to a reference that does so too, and `activations` is the
+    difference of that reference to the searched weights; else it is None. `predicted_bytes` is what the artifact's size
+    was known to be before it was written, None where the target's tools decide it.
+    """
 
     artifact: Artifact
     parity: float

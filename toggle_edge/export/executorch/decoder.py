@@ -133,7 +133,7 @@ class Decoder(torch.nn.Module):
         super().__init__()
         self.embedding, self.norm, self.head = embedding, norm, head
         self.blocks = torch.nn.ModuleList(blocks)
-        self.capacity, self.shared = capacity, shared
+        self.capacity, self.shared, self.turns = capacity, shared, rotation is not None
         self.register_buffer("places", torch.arange(capacity), persistent=False)
         for name, table in (("cosines", rotation and rotation[0]), ("sines", rotation and rotation[1])):
             self.register_buffer(name, None if table is None else table[:capacity].clone(), persistent=False)
@@ -153,7 +153,7 @@ class Decoder(torch.nn.Module):
         if self.learned is not None:
             stream = stream + functional.embedding(positions, self.learned)  # type: ignore[arg-type]
         mask = torch.where(keys[None, :] <= positions[:, None], 0.0, UNSEEN)
-        if self.cosines is None or self.sines is None:
+        if not self.turns:
             return stream, Place(mask.repeat(self.shared, 1), None, None)
         cosine = functional.embedding(positions, self.cosines).unsqueeze(1)  # type: ignore[arg-type]
         sine = functional.embedding(positions, self.sines).unsqueeze(1)  # type: ignore[arg-type]

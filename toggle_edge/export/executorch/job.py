@@ -44,12 +44,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`; `by_block`
-    where rounding of activations went on from block to block, else None), of the written-out decoder with the searched
+    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`; `exact_share`
+    of short texts where rounding of activations hides more, else None), of the written-out decoder with the searched
     weights to the model's own modules (`decoder`), and of torchao's reference to these (`activations`)."""
 
     parity: float
-    by_block: float | None
+    exact_share: float | None
     decoder: float
     activations: float
 

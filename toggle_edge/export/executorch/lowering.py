@@ -75,13 +75,13 @@ def lower(folder: Path) -> None:
     for name, values in data.items():
         (artifact / "weights" / f"{name}.ptd").write_bytes(values)
     program = Program(artifact, folder)
-    parity, by_block = check_program(program, decoder, job.tokens, job.prompt_tokens, job.logits)
+    parity, exact_share = check_program(program, decoder, job.tokens, job.prompt_tokens, job.logits)
     reference, vocabulary = Reference(decoder), model.shape.vocabulary
     canary = canary_of(reference, job.tokens, vocabulary=vocabulary, context_tokens=job.signal_tokens)
     write_canary(folder / CANARY, canary)
     with torch.inference_mode():
         activations = difference(reference(torch.tensor([list(job.tokens)])).logits[0], job.logits)
-    write_result(Lowered(parity, by_block, exact, activations), folder)
+    write_result(Lowered(parity, exact_share, exact, activations), folder)
 
 
 def _restored(layer: CompressedLayer) -> CompressedLayer:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
@@ -31,7 +32,7 @@ class _Partitioner(XnnpackPartitioner):  # type: ignore[misc]
         # Of its seventeen passes over each part of a graph this asks for one: the others turn convolutions, norms and
         # attention, none of which are here, into what it has.
         self.delegation_spec = DelegationSpec(
-            self.delegation_spec.backend_id, [CompileSpec("dqlinear_partitioner", b"")]
+            XnnpackBackend.__name__, [CompileSpec("dqlinear_partitioner", b"")]
         )
 
     def ops_to_not_decompose(self, program: Any) -> tuple[list[Any], None]:
