@@ -44,9 +44,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`; `exact_share`
-    of short texts where rounding of activations hides more, else None), of the written-out decoder with the searched
-    weights to the model's own modules (`decoder`), and of torchao's reference to these (`activations`)."""
+    """Largest absolute logit differences: of the program to torchao's reference of the same codes (`parity`), of the
+    written-out decoder with the searched weights to the model's own modules (`decoder`), and of torchao's reference to
+    these (`activations`). `exact_share` of short texts agree where rounding of activations hides it, else None."""
 
     parity: float
     exact_share: float | None
