@@ -155,7 +155,7 @@ def test_a_model_that_can_lose_none_of_it_is_refused(name: str, reason: str, tmp
     odd = {"head_dim": 12} if name == "mistral" else {}
     model = model_of(name, tmp_path, **odd)
     with pytest.raises(ConfigError) as caught:
-        removable(model, dataclasses.replace(load_profile("default"), bounds=EVERYTHING))
+        removable(model, dataclasses.replace(load_profile("default"), bounds=EVERYTHING), "onnx-cpu")
     for expectation in (
         "search.structure: nothing of it",
         str(model.folder),
@@ -163,7 +163,7 @@ def test_a_model_that_can_lose_none_of_it_is_refused(name: str, reason: str, tmp
         reason,
     ):
         assert expectation in str(caught.value)
-    assert removable(model, load_profile("default")) == Removable()
+    assert removable(model, load_profile("default"), "onnx-cpu") == Removable()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,9 @@ def test_what_a_model_cannot_lose_is_left_out_with_the_reason(
 ) -> None:
     bounds = dataclasses.replace(EVERYTHING, keep=keep)
     found = removable(
-        model_of("llama", tmp_path, **options), dataclasses.replace(load_profile("default"), bounds=bounds)
+        model_of("llama", tmp_path, **options),
+        dataclasses.replace(load_profile("default"), bounds=bounds),
+        "onnx-cpu",
     )
     assert found.parts == parts
     assert found.left_out.keys() == left_out.keys()
@@ -196,10 +198,21 @@ def test_what_a_model_cannot_lose_is_left_out_with_the_reason(
 
 def test_gpt2_can_lose_blocks_and_nothing_with_biases(tmp_path: Path) -> None:
     found = removable(
-        model_of("gpt2", tmp_path), dataclasses.replace(load_profile("default"), bounds=EVERYTHING)
+        model_of("gpt2", tmp_path),
+        dataclasses.replace(load_profile("default"), bounds=EVERYTHING),
+        "onnx-cpu",
     )
     assert found.parts == ("blocks",)
     assert set(found.left_out) == {"kv_groups", "channels"}
+
+
+def test_what_is_lowered_loses_biases_with_the_rest(tmp_path: Path) -> None:
+    found = removable(
+        model_of("gpt2", tmp_path),
+        dataclasses.replace(load_profile("default"), bounds=EVERYTHING),
+        "executorch-xnnpack",
+    )
+    assert found.parts == ("blocks", "kv_groups", "channels")
 
 
 @pytest.fixture
