@@ -21,13 +21,15 @@ PAPER = "paper"
 @dataclass(frozen=True)
 class Target:
     """`matrices` and `embeddings` are the formats that layers of either kind can have; a search draws from `menu` where
-    the profile names none of them. `sparsities` other than 0 are offered only where zeros pay."""
+    the profile names none of them. `sparsities` other than 0 are offered only where zeros pay. With `narrow_scales` its
+    kernels take positive scales only, and those of groups in bfloat16."""
 
     name: str
     matrices: frozenset[Format]
     embeddings: frozenset[Format]
     menu: tuple[Format, ...]
     sparsities: tuple[float, ...] = (0.0,)
+    narrow_scales: bool = False
 
     def formats(self, role: str) -> frozenset[Format]:
         """What a layer of this role can be stored as."""
@@ -81,6 +83,7 @@ TARGETS: Mapping[str, Target] = {
             _XNNPACK,
             frozenset(Format(bits, grain) for bits in (2, 4, 8) for grain in (32, 128, AXIS)) | _FLOATS,
             (Format(4, 32), Format(8, AXIS), FP16),
+            narrow_scales=True,
         ),
         Target(
             PAPER, frozenset(_PAPER), frozenset(_PAPER), _PAPER, tuple(round(0.1 * i, 1) for i in range(6))

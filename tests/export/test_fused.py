@@ -122,9 +122,9 @@ def test_what_cannot_be_narrowed_is_known_before_a_search(
         narrowed(skeleton, model.anatomy, structure)
     except ExportError:
         with pytest.raises(ConfigError, match="could not be exported"):
-            removable(model, profile)
+            removable(model, profile, "onnx-cpu")
     else:
-        assert removable(model, profile).parts == (part,)
+        assert removable(model, profile, "onnx-cpu").parts == (part,)
 
 
 def test_structure_is_exported_exactly_or_refused(

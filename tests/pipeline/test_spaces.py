@@ -123,7 +123,6 @@ def test_only_the_parts_that_are_named_may_go(changed: Changed) -> None:
             {"structure": ("blocks",)},
             ["search.structure", "exported for paper", "search on onnx-cpu"],
         ),
-        ("onnx-cuda", {"structure": ("channels",)}, ["search.structure", "exported for onnx-cuda"]),
         (
             "onnx-cpu",
             {"least_bits": 5, "most_bits": 7},
@@ -147,15 +146,16 @@ def test_what_the_target_does_not_allow_is_refused(
         ("phi3", "how heads and channels lie in the matrices of 'phi3' is not known"),
         ("gpt_neox", "of 'gpt_neox' is not known"),
         ("opt", "of 'opt' is not known"),
-        ("mistral", "it could not be exported: the fused attention kernel takes heads of a multiple of 16"),
+        ("mistral", "it could not be exported: the fused attention kernel takes heads of a multiple of 8"),
         ("gemma2", "it could not be exported: graphs of 'gemma2' can lose nothing yet"),
         ("gemma3", "it could not be exported: expected an architecture among gemma, "),
     ],
 )
 def test_a_model_that_can_lose_none_of_it_is_refused(name: str, reason: str, tmp_path: Path) -> None:
-    model = model_of(name, tmp_path)
+    odd = {"head_dim": 12} if name == "mistral" else {}
+    model = model_of(name, tmp_path, **odd)
     with pytest.raises(ConfigError) as caught:
-        removable(model, dataclasses.replace(load_profile("default"), bounds=EVERYTHING))
+        removable(model, dataclasses.replace(load_profile("default"), bounds=EVERYTHING), "onnx-cpu")
     for expectation in (
         "search.structure: nothing of it",
         str(model.folder),
@@ -163,7 +163,7 @@ def test_a_model_that_can_lose_none_of_it_is_refused(name: str, reason: str, tmp
         reason,
     ):
         assert expectation in str(caught.value)
-    assert removable(model, load_profile("default")) == Removable()
+    assert removable(model, load_profile("default"), "onnx-cpu") == Removable()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,9 @@ def test_what_a_model_cannot_lose_is_left_out_with_the_reason(
 ) -> None:
     bounds = dataclasses.replace(EVERYTHING, keep=keep)
     found = removable(
-        model_of("llama", tmp_path, **options), dataclasses.replace(load_profile("default"), bounds=bounds)
+        model_of("llama", tmp_path, **options),
+        dataclasses.replace(load_profile("default"), bounds=bounds),
+        "onnx-cpu",
     )
     assert found.parts == parts
     assert found.left_out.keys() == left_out.keys()
@@ -196,10 +198,21 @@ def test_what_a_model_cannot_lose_is_left_out_with_the_reason(
 
 def test_gpt2_can_lose_blocks_and_nothing_with_biases(tmp_path: Path) -> None:
     found = removable(
-        model_of("gpt2", tmp_path), dataclasses.replace(load_profile("default"), bounds=EVERYTHING)
+        model_of("gpt2", tmp_path),
+        dataclasses.replace(load_profile("default"), bounds=EVERYTHING),
+        "onnx-cpu",
     )
     assert found.parts == ("blocks",)
     assert set(found.left_out) == {"kv_groups", "channels"}
+
+
+def test_what_is_lowered_loses_biases_with_the_rest(tmp_path: Path) -> None:
+    found = removable(
+        model_of("gpt2", tmp_path),
+        dataclasses.replace(load_profile("default"), bounds=EVERYTHING),
+        "executorch-xnnpack",
+    )
+    assert found.parts == ("blocks", "kv_groups", "channels")
 
 
 @pytest.fixture

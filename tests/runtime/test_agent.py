@@ -111,7 +111,7 @@ class TestRun:
         assert result.traces.read_bytes() == b"traces"
         assert {"governor_before", "load_average_after", "cpu_model"} <= set(record.conditions)
         processes = 6 if rapl.unavailable() is None else 5
-        steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record"]
+        steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record", "fetched"]
         assert journal(device, record.run_id) == steps
 
     def test_the_worker_gets_a_small_environment_and_the_artifact(self, go: Callable[..., RunRecord]) -> None:

@@ -33,6 +33,7 @@ class LayerBank:
     With a `folder` compressed layers are kept there too, shared by all processes and models that need the same ones.
     In memory at most `memory_bytes` of them are held, by default `MEMORY_BYTES` or `LENT_BYTES`. The baseline's module
     is never written to, so a candidate cannot be compared with itself. Weights are pruned before they are quantised.
+    `narrow_scales` as of `quantise`.
     Raises ConfigError for an unknown quantiser or pruner, or a calibrated one without a calibration.
     """
 
@@ -45,6 +46,7 @@ class LayerBank:
         calibration: Calibration | None = None,
         folder: Path | None = None,
         memory_bytes: int | None = None,
+        narrow_scales: bool = False,
     ) -> None:
         self._chosen, self._prune = quantiser_named(quantiser), pruner_named(pruner)
         for kind, name, chosen in (
@@ -54,7 +56,7 @@ class LayerBank:
             if chosen and calibration is None:
                 raise ConfigError(f"{kind} {name}: needs a calibration: texts to run the model on")
         self._model, self._quantiser, self._pruner = model, quantiser, pruner
-        self._calibration, self._folder = calibration, folder
+        self._calibration, self._folder, self._narrow_scales = calibration, folder, narrow_scales
         usual = MEMORY_BYTES if folder is None or is_held(model) else LENT_BYTES
         self._memory_bytes = usual if memory_bytes is None else memory_bytes
         self._layers = tuple(layer.name for layer in model.layers)
@@ -114,6 +116,7 @@ class LayerBank:
             calibration,
             wanted.sparsity,
             self._pruner if pruned else "",
+            self._narrow_scales,
         )
         return entry(self._folder, key, lambda: self._compressed(wanted), self._verified)
 
@@ -126,7 +129,13 @@ class LayerBank:
                 weight = self._prune.prune(weight, wanted.sparsity, statistics)
             needed = self._chosen.calibrated and not wanted.format.is_float
             statistics = self._statistics(wanted, gram=self._chosen.needs_gram) if needed else None
-            found = quantise(weight, wanted.format, statistics, quantiser=self._quantiser)
+            found = quantise(
+                weight,
+                wanted.format,
+                statistics,
+                quantiser=self._quantiser,
+                narrow_scales=self._narrow_scales,
+            )
         except ConfigError as exc:
             raise ConfigError(f"{name}: {exc}") from exc
         # Computed where the model is, kept and exported from here.

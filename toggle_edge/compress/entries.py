@@ -46,10 +46,15 @@ class EntryKey:
     calibration: str = ""
     sparsity: float = 0.0
     pruner: str = ""
+    narrow_scales: bool = False
 
     @property
     def text(self) -> str:
-        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, sort_keys=True)
+        parts = dataclasses.asdict(self)
+        if not self.narrow_scales:
+            # Entries keep the names that they had before there was this.
+            del parts["narrow_scales"]
+        return json.dumps({"version": VERSION, **parts}, sort_keys=True)
 
     @property
     def digest(self) -> str:

@@ -22,9 +22,10 @@ STARTS = (1.0, 0.8, 0.87, 0.93, 1.07)
 """What the base's scales are multiplied by, to start from."""
 
 
-def gptq(fmt: Format, statistics: InputStatistics | None) -> Encoder:
-    """Encoder of the integer format `fmt`. Without a Gram matrix, or with one of zeros, it is `importance`."""
-    base = importance(fmt, statistics)
+def gptq(fmt: Format, statistics: InputStatistics | None, *, positive: bool = False) -> Encoder:
+    """Encoder of the integer format `fmt`; `positive` as of `clipped_grids`. Without a Gram matrix, or with one
+    of zeros, it is `importance`."""
+    base = importance(fmt, statistics, positive=positive)
     gram = None if statistics is None else statistics.gram
     if gram is None or not bool(gram.any()):
         return base

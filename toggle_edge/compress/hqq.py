@@ -22,11 +22,11 @@ GROWTH = 1.01
 ROUNDS = 20
 
 
-def hqq(fmt: Format) -> Encoder:
-    """Encoder of the integer format `fmt`, by the weights alone."""
+def hqq(fmt: Format, *, positive: bool = False) -> Encoder:
+    """Encoder of the integer format `fmt`, by the weights alone; `positive` as of `clipped_grids`."""
 
     def encode(groups: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        start = best_of(groups, clipped_grids(groups, fmt), fmt.bits)
+        start = best_of(groups, clipped_grids(groups, fmt, positive=positive), fmt.bits)
         # The constants of the method are for weights of about this size.
         unit = groups.abs().mean(dim=-1, keepdim=True)
         unit = torch.where(unit == 0, torch.ones_like(unit), unit)

@@ -21,13 +21,14 @@ DAMPING = 0.01
 REFITS = 8
 
 
-def importance(fmt: Format, statistics: InputStatistics | None) -> Encoder:
-    """Encoder of the integer format `fmt`. Without statistics all inputs count the same."""
+def importance(fmt: Format, statistics: InputStatistics | None, *, positive: bool = False) -> Encoder:
+    """Encoder of the integer format `fmt`. Without statistics all inputs count the same; `positive` as of
+    `clipped_grids`."""
 
     def encode(groups: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         weights = importance_of(groups, statistics)
-        plain = best_of(groups, clipped_grids(groups, fmt), fmt.bits, weights)
-        fitted = best_of(groups, _fitted_grids(groups, fmt, weights), fmt.bits, weights)
+        plain = best_of(groups, clipped_grids(groups, fmt, positive=positive), fmt.bits, weights)
+        fitted = best_of(groups, _fitted_grids(groups, fmt, weights, positive), fmt.bits, weights)
         fitted = alternated(groups, fitted, fmt.bits, weights, rounds=REFITS)
         grid = best_of(groups, (plain, fitted), fmt.bits, weights)
         return nearest_codes(groups, grid, fmt.bits), grid
@@ -48,6 +49,8 @@ def importance_of(groups: torch.Tensor, statistics: InputStatistics | None) -> t
     return padded.reshape(groups.shape[1:])
 
 
-def _fitted_grids(groups: torch.Tensor, fmt: Format, weights: torch.Tensor | None) -> Iterator[Grid]:
-    for grid in clipped_grids(groups, fmt):
+def _fitted_grids(
+    groups: torch.Tensor, fmt: Format, weights: torch.Tensor | None, positive: bool
+) -> Iterator[Grid]:
+    for grid in clipped_grids(groups, fmt, positive=positive):
         yield refitted(groups, nearest_codes(groups, grid, fmt.bits), grid, weights)

@@ -13,12 +13,12 @@ import torch
 
 from toggle_edge.compress.calibration import InputStatistics
 from toggle_edge.compress.gptq import gptq
-from toggle_edge.compress.grids import Encoder
+from toggle_edge.compress.grids import Encoder, Grid, nearest_codes
 from toggle_edge.compress.hqq import hqq
 from toggle_edge.compress.importance import importance
 from toggle_edge.compress.lsq import lsq, seq
 from toggle_edge.compress.rounding import rtn
-from toggle_edge.config import Format
+from toggle_edge.config import AXIS, Format
 from toggle_edge.errors import ConfigError
 
 CHUNK_WEIGHTS = 2**22
@@ -49,23 +49,28 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class Quantiser:
-    """How codes and scales are chosen: an encoder for a format and a layer's input statistics.
+    """How codes and scales are chosen: an encoder for a format, a layer's input statistics, and whether all scales are
+    to be positive.
 
     `calibrated` ones weigh by those statistics, `needs_gram` with their Gram matrix.
     """
 
-    encoder: Callable[[Format, InputStatistics | None], Encoder]
+    encoder: Callable[[Format, InputStatistics | None, bool], Encoder]
     calibrated: bool = False
     needs_gram: bool = False
 
 
 QUANTISERS: Mapping[str, Quantiser] = {
-    "rtn": Quantiser(lambda fmt, _: rtn(fmt)),
-    "lsq": Quantiser(lambda fmt, _: lsq(fmt)),
-    "seq": Quantiser(lambda fmt, _: seq(fmt)),
-    "hqq": Quantiser(lambda fmt, _: hqq(fmt)),
-    "importance": Quantiser(importance, calibrated=True),
-    "gptq": Quantiser(gptq, calibrated=True, needs_gram=True),
+    "rtn": Quantiser(lambda fmt, _, positive: rtn(fmt, positive=positive)),
+    "lsq": Quantiser(lambda fmt, *_: lsq(fmt)),
+    "seq": Quantiser(lambda fmt, *_: seq(fmt)),
+    "hqq": Quantiser(lambda fmt, _, positive: hqq(fmt, positive=positive)),
+    "importance": Quantiser(
+        lambda fmt, seen, positive: importance(fmt, seen, positive=positive), calibrated=True
+    ),
+    "gptq": Quantiser(
+        lambda fmt, seen, positive: gptq(fmt, seen, positive=positive), calibrated=True, needs_gram=True
+    ),
 }
 
 
@@ -78,9 +83,17 @@ def quantiser_named(name: str) -> Quantiser:
 
 
 def quantise(
-    weight: torch.Tensor, fmt: Format, statistics: InputStatistics | None = None, *, quantiser: str = "rtn"
+    weight: torch.Tensor,
+    fmt: Format,
+    statistics: InputStatistics | None = None,
+    *,
+    quantiser: str = "rtn",
+    narrow_scales: bool = False,
 ) -> CompressedLayer:
     """Compress one `rows x columns` matrix. Without statistics a calibrated quantiser takes all inputs as equal.
+
+    `narrow_scales` is for kernels that take positive scales only, and those of groups in bfloat16: the scales are such
+    then, so that what is evaluated is what such a kernel computes.
 
     A group with a weight that is not finite has the scale NaN, so that all of it stays NaN: a damaged model must not
     be mended on the way. Raises ConfigError when a finite weight does not fit into fp16, for an unknown quantiser or
@@ -97,7 +110,7 @@ def quantise(
         return CompressedLayer(fmt, rows, columns, _as_float(weight, fmt), None)
     size = fmt.group_size(columns)
     groups = -(-columns // size)
-    encode = chosen.encoder(fmt, statistics)
+    encode = chosen.encoder(fmt, statistics, narrow_scales)
     middle = 1 << fmt.bits - 1
     code_type = torch.uint8 if fmt.bits <= 8 else torch.uint16
     codes = torch.empty(rows, groups, size, dtype=code_type, device=weight.device)
@@ -111,6 +124,8 @@ def quantise(
         grouped = padded.reshape(-1, groups, size)
         whole = torch.isfinite(grouped).all(dim=-1, keepdim=True)
         found, grid = encode(torch.where(whole, grouped, 0.0))
+        if narrow_scales:
+            found, grid = _narrowed(torch.where(whole, grouped, 0.0), found, grid, fmt)
         found.flatten(1)[:, columns:] = grid.zeros[:, -1:]
         codes[part] = found.to(torch.int32).to(code_type)
         scales[part] = torch.where(whole.squeeze(-1), grid.scales, torch.nan)
@@ -120,6 +135,20 @@ def quantise(
     return CompressedLayer(
         fmt, rows, columns, codes, scales, None if bool((zeros == middle).all()) else zeros
     )
+
+
+def _narrowed(
+    groups: torch.Tensor, codes: torch.Tensor, grid: Grid, fmt: Format
+) -> tuple[torch.Tensor, Grid]:
+    """The same with scales that are positive and, in groups, bfloat16. Codes stay where the sign does: rounding moves a
+    level by less than a fiftieth of a step of 4 bits."""
+    turned = Grid(grid.scales.abs(), grid.zeros)
+    # Fitting can turn a scale round, rarely: the codes of such a group are of the other sign.
+    again = nearest_codes(groups, turned, fmt.bits)
+    codes = torch.where((grid.scales < 0).unsqueeze(-1), again, codes)
+    if fmt.group == AXIS:
+        return codes, turned
+    return codes, Grid(turned.scales.to(torch.bfloat16).to(torch.float32), grid.zeros)
 
 
 def dequantise(layer: CompressedLayer, room: torch.Tensor | None = None) -> torch.Tensor:

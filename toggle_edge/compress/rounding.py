@@ -18,19 +18,21 @@ CLIP_FACTORS = tuple(1.0 - 0.05 * step for step in range(13))
 """Share of the largest weight that the end of the range stands for: 1.0 clips nothing, 0.4 clips the most."""
 
 
-def rtn(fmt: Format) -> Encoder:
-    """Encoder of the integer format `fmt`, by the weights alone."""
+def rtn(fmt: Format, *, positive: bool = False) -> Encoder:
+    """Encoder of the integer format `fmt`, by the weights alone; `positive` as of `clipped_grids`."""
 
     def encode(groups: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        grid = best_of(groups, clipped_grids(groups, fmt), fmt.bits)
+        grid = best_of(groups, clipped_grids(groups, fmt, positive=positive), fmt.bits)
         return nearest_codes(groups, grid, fmt.bits), grid
 
     return encode
 
 
-def clipped_grids(groups: torch.Tensor, fmt: Format) -> Iterator[Grid]:
+def clipped_grids(groups: torch.Tensor, fmt: Format, *, positive: bool = False) -> Iterator[Grid]:
     """The grids that the search compares, those of the symmetric format first.
 
+    With `positive`, for kernels that take no negative scale, the shorter side of the range may reach the largest weight
+    instead.
     Asymmetric grids reach from the least to the largest weight, and always over zero; the zero-point is the code on
     either side of where zero falls.
     """
@@ -39,7 +41,9 @@ def clipped_grids(groups: torch.Tensor, fmt: Format) -> Iterator[Grid]:
     middle = torch.full_like(largest, half)
     for factor in CLIP_FACTORS:
         for sign in (1.0, -1.0):
-            if fmt.asymmetric and sign < 0:
+            if positive and sign < 0:
+                yield Grid(factor * largest / max(half - 1, 1), middle)
+            elif fmt.asymmetric and sign < 0:
                 # The same levels with a positive scale: the zero-point moves instead.
                 yield Grid(factor * largest / half, middle - 1)
             else:

@@ -6,22 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
+from toggle_edge.export.executorch import exporting as executorch
 from toggle_edge.export.graphs import WHOLE_ONLY, build_skeleton, why_not
 from toggle_edge.export.narrowing import narrowed, narrowed_shape, narrows
-from toggle_edge.export.onnx import KERNELS, export_onnx, predicted_bytes
+from toggle_edge.export.onnx import KERNELS, predicted_bytes
+from toggle_edge.export.request import Made, Request
 from toggle_edge.export.skeleton import Skeleton
+from toggle_edge.export.whole import export_graph
 from toggle_edge.model.layers import Layer
+from toggle_edge.model.load import LanguageModel
 
 __all__ = [
     "EXPORTERS",
     "WHOLE_ONLY",
     "Artifact",
     "Exporter",
+    "Made",
+    "Request",
     "Skeleton",
     "build_skeleton",
     "exporter_for",
@@ -34,15 +40,31 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Exporter:
-    """How a target's artifacts are written, and what one would weigh in bytes before it is."""
+    """How a target's artifacts are written.
 
-    export: Callable[[Skeleton, Mapping[str, CompressedLayer], Path], Artifact]
-    predicted_bytes: Callable[[Skeleton, Sequence[Layer], Config], int]
+    `begin` makes what all candidates of a model start from, kept in a cache folder where it takes long; `export` takes
+    that and a request, and writes into a new folder. `why_not` says why a model cannot be exported, None where it may
+    be. `predicted_bytes` says what an artifact would weigh before there is one, given what was begun, the layers and
+    the config; it is None where the target's tools decide that.
+    """
+
+    begin: Callable[[LanguageModel, Path], Any]
+    export: Callable[[Any, Request, Path], Made]
+    why_not: Callable[[LanguageModel], str | None]
+    predicted_bytes: Callable[[Any, Sequence[Layer], Config], int] | None = None
 
 
 EXPORTERS: Mapping[str, Exporter] = {
-    target: Exporter(partial(export_onnx, target=target), partial(predicted_bytes, target=target))
-    for target in KERNELS
+    "executorch-xnnpack": Exporter(executorch.begin, executorch.export, executorch.why_not),
+    **{
+        target: Exporter(
+            build_skeleton,
+            partial(export_graph, target=target),
+            why_not,
+            partial(predicted_bytes, target=target),
+        )
+        for target in KERNELS
+    },
 }
 
 

@@ -25,8 +25,11 @@ from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import EMBEDDING, HEAD
 from toggle_edge.model.load import LanguageModel
 
-HEAD_SIZE_STEP = 8
-"""GroupQueryAttention refuses other head sizes on the CPU."""
+HEAD_SIZE_STEP, PACKED_STEP = 8, 16
+"""GroupQueryAttention refuses other head sizes on the CPU, and what rotates itself those of the second.
+
+Queries and keys can be rotated before it only where they are apart.
+"""
 
 BUILT = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Those whose fused graph we know how to put our weights into."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toggle_edge.errors import ExportError
-from toggle_edge.export.builder import BUILT, HEAD_SIZE_STEP, built_skeleton
+from toggle_edge.export.builder import BUILT, HEAD_SIZE_STEP, PACKED, PACKED_STEP, built_skeleton
 from toggle_edge.export.gpt2 import gpt2_skeleton
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.load import LanguageModel
@@ -30,9 +30,10 @@ def why_not(model: LanguageModel) -> str | None:
             f"expected an architecture among {', '.join(sorted(GRAPHS))}, got {config.model_type!r}; others can be "
             "searched and checked, and not exported yet"
         )
-    if config.model_type in BUILT and model.shape.head_size % HEAD_SIZE_STEP:
+    step = PACKED_STEP if config.model_type in PACKED else HEAD_SIZE_STEP
+    if config.model_type in BUILT and model.shape.head_size % step:
         return (
-            f"the fused attention kernel takes heads of a multiple of {HEAD_SIZE_STEP}, this model's are of size "
+            f"the fused attention kernel takes heads of a multiple of {step}, this model's are of size "
             f"{model.shape.head_size}"
         )
     return None

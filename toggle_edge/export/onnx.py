@@ -57,6 +57,8 @@ KERNELS: Mapping[str, Kernels] = {
     "onnx-cpu": Kernels(),
     "onnx-cpu-1.23": Kernels(beside=1),
     "onnx-cpu-1.19": Kernels(lookups=False, rows=False, opset=21),
+    # CUDA's GroupQueryAttention does not hand out its rows.
+    "onnx-cuda": Kernels(rows=False),
 }
 
 ROTATED_STEP = 16

@@ -11,7 +11,7 @@ from toggle_edge.bundle import Bundle, unpack
 from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError, InputError, StudyError
-from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export import exporter_for
 from toggle_edge.export.onnx import KERNELS
 from toggle_edge.export.packing import container
 from toggle_edge.model.load import require_whole
@@ -122,16 +122,17 @@ def _written(
     target_named(prepared.target).require(config, {layer.name: layer.role for layer in remaining})
     require_whole(prepared.model)
     key = None if options.unsigned else signing_key()
-    report("export", 0, 2, "building the graph")
+    report("export", 0, 2, "preparing")
     with naming_errors(options.output.parent):
-        skeleton = build_skeleton(prepared.model, cache_folder() / "skeletons")
+        begun = exporter_for(prepared.target).begin(prepared.model, cache_folder() / "skeletons")
         report("export", 1, 2, "packing the weights")
         with tempfile.TemporaryDirectory(prefix="toggle-edge-") as scratch:
             extra = write_probes(prepared, Path(scratch))
-            exported = export(prepared, config, skeleton, extra, options.output, key=key, report=report)
+            exported = export(prepared, config, begun, extra, options.output, key=key, report=report)
         if options.unpacked is not None:
             _unpack(exported.bundle, options.unpacked)
-    report("export", 2, 2, f"logits within {exported.parity:.1e} of the searched weights")
+    whose = "the searched weights" if exported.activations is None else "torchao's on the same codes"
+    report("export", 2, 2, f"logits within {exported.parity:.1e} of {whose}")
     return ExportResult(
         exported.bundle,
         config,
@@ -141,6 +142,7 @@ def _written(
         exported.predicted_bytes,
         _stored(prepared, config),
         options.unpacked,
+        exported.activations,
     )
 
 

@@ -7,10 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from toggle_runtime.canary import write_canary
 from toggle_runtime.reduction import Limits, reduce_baseline
 from toggle_runtime.reduction_files import write_reduced
 from toggle_runtime.signals import SignalsError
@@ -21,9 +22,7 @@ from toggle_edge.bundle import BASELINE, CANARY, PROBES, TOKENIZER, Bundle, buil
 from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Config
 from toggle_edge.errors import ProbeError
-from toggle_edge.export import Skeleton, exporter_for, narrowed, narrowed_shape
-from toggle_edge.export.canary import canary_of
-from toggle_edge.export.parity import check_parity
+from toggle_edge.export import Request, exporter_for, narrowed_shape
 from toggle_edge.pipeline.preparing import Prepared
 from toggle_edge.probes import probes_to_json
 from toggle_edge.report.progress import Reporter, silent
@@ -41,13 +40,14 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Exported:
-    """A config as a bundle on the host, the largest logit difference to what was searched, and what its artifact was
-    predicted to weigh in bytes."""
+    """A config as a bundle on the host, the largest logit difference of its parity, and what its artifact was predicted
+    to weigh in bytes, None where it is not predicted. `activations` as of `Made`."""
 
     config: Config
     bundle: Bundle
     parity: float
-    predicted_bytes: int
+    predicted_bytes: int | None
+    activations: float | None = None
 
 
 class _Reported(Mapping[str, CompressedLayer]):
@@ -104,7 +104,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 def export(
     prepared: Prepared,
     config: Config,
-    skeleton: Skeleton,
+    begun: Any,
     extra: Mapping[str, Path],
     folder: Path,
     *,
@@ -113,43 +113,40 @@ def export(
 ) -> Exported:
     """Export one config, check its parity with the searched weights, and bundle it into `folder`, signed by `key`.
 
-    An existing `folder` is replaced. Raises ParityError when the artifact is not what was searched.
+    `begun` is what the target's exporter began with. An existing `folder` is replaced. Raises ParityError when the
+    artifact is not what was searched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    layers = _Reported(prepared.bank.compressed(config), report)
+    model, exporter, probe = prepared.model, exporter_for(prepared.target), prepared.probes.certificate[0]
     kept = prepared.bank.kept(config.structure)
-    shape = prepared.model.shape
-    if kept is not None:
-        skeleton = narrowed(skeleton, prepared.model.anatomy, config.structure)
-        shape = narrowed_shape(shape, kept)
+    request = Request(
+        model,
+        config,
+        _Reported(prepared.bank.compressed(config), report),
+        kept,
+        partial(prepared.bank.assemble, config),
+        probe.tokens,
+        probe.prompt_tokens,
+    )
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        artifact = exporter_for(prepared.target).export(skeleton, layers, Path(scratch) / "artifact")
-        probe = prepared.probes.certificate[0]
-        candidate = prepared.bank.assemble(config)
-        parity = check_parity(artifact, shape, candidate, probe.tokens, prompt_tokens=probe.prompt_tokens)
-        canary = canary_of(
-            candidate, probe.tokens, vocabulary=shape.vocabulary, context_tokens=shape.context_tokens
-        )
-        write_canary(Path(scratch) / "canary.npz", canary)
+        made = exporter.export(begun, request, Path(scratch) / "artifact")
         built = build_bundle(
             Path(scratch) / "bundle",
-            artifact,
+            made.artifact,
             config=config,
-            shape=shape,
+            shape=model.shape if kept is None else narrowed_shape(model.shape, kept),
             specification=prepared.specification,
             default_mode=prepared.profile.default_mode,
-            extra={**extra, CANARY: Path(scratch) / "canary.npz"},
+            extra={**extra, CANARY: made.canary},
             key=key,
             environment={
                 "toggle_edge": __version__,
                 "exporter": prepared.target,
-                "model": prepared.model.digest,
+                "model": model.digest,
             },
         )
         if folder.exists():
             shutil.rmtree(folder)
         built.folder.rename(folder)
-    predicted = exporter_for(prepared.target).predicted_bytes(
-        skeleton, prepared.model.remaining(config.structure), config
-    )
-    return Exported(config, dataclasses.replace(built, folder=folder), parity, predicted)
+    bundle = dataclasses.replace(built, folder=folder)
+    return Exported(config, bundle, made.parity, made.predicted_bytes, made.activations)

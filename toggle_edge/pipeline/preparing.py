@@ -27,6 +27,7 @@ from toggle_edge.report.progress import Reporter
 from toggle_edge.sources import ProbeSource
 from toggle_edge.specification import specification_of
 from toggle_edge.store import StudyIdentity
+from toggle_edge.targets import target_named
 
 DEFAULT_TARGET = "onnx-cpu"
 
@@ -121,7 +122,7 @@ def prepare(
     _check_answers(specification, probes)
     near = f"; {probes.near_duplicates:,} near-duplicates dropped" if probes.near_duplicates else ""
     report("texts", 1, 1, f"{loaded.summary}{near}")
-    bank = bank_of(model, probes.search, quantiser=profile.quantiser, pruner=profile.pruner)
+    bank = bank_of(model, probes.search, quantiser=profile.quantiser, pruner=profile.pruner, target=target)
     report("baseline", 1, 3, "search probes")
     kept = baselines_folder()
     evaluator = Evaluator(model, bank, probes.search, specification, folder=kept, target=target)
@@ -136,8 +137,11 @@ def _of_wanted(probes: ProbeSplit, counts: ProbeCounts) -> str:
     return "" if len(probes.selection) == counts.selection else f" of {counts.selection}"
 
 
-def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pruner: str) -> LayerBank:
-    """The model's layers, compressed by what they see on `probes`: the search's, for the certificate's stay unseen."""
+def bank_of(
+    model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pruner: str, target: str
+) -> LayerBank:
+    """The model's layers, compressed by what they see on `probes`: the search's, for the certificate's stay unseen.
+    Their scales are such as the target's kernels take."""
     return LayerBank(
         model,
         quantiser=quantiser,
@@ -146,6 +150,7 @@ def bank_of(model: LanguageModel, probes: Sequence[Probe], *, quantiser: str, pr
             model, [probe.tokens for probe in probes], gram_bytes=gram_bytes(model.streamed)
         ),
         folder=cache_folder() / "layers",
+        narrow_scales=target_named(target).narrow_scales,
     )
 
 

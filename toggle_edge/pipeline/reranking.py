@@ -144,7 +144,9 @@ def _candidate(
             proxy_flops=cost.proxy_flops,
             proxy_flops_ratio=prepared.flops_ratio(config),
             proxy_bytes=cost.proxy_bytes,
-            artifact_bytes=exported.predicted_bytes,
+            artifact_bytes=exported.bundle.artifact_bytes
+            if exported.predicted_bytes is None
+            else exported.predicted_bytes,
             avgpp=trial.observation.avgpp if trial else None,
         ),
         artifact_bytes=exported.bundle.artifact_bytes,

@@ -13,7 +13,8 @@ from typing import Any
 from toggle_edge.compress.structure import structure_menu
 from toggle_edge.config import Format
 from toggle_edge.errors import ConfigError
-from toggle_edge.export import EXPORTERS, WHOLE_ONLY, narrows, why_not
+from toggle_edge.export import EXPORTERS, WHOLE_ONLY, exporter_for, narrows
+from toggle_edge.export.executorch import EXECUTORCH
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.remaining import Anatomy, block_of
 from toggle_edge.pipeline.preparing import Prepared
@@ -63,7 +64,7 @@ def formats_of(profile: Profile, target: Target, role: str = "") -> tuple[Format
         raise ConfigError(f"{profile.path}: search.bits: {exc}") from exc
 
 
-def removable(model: LanguageModel, profile: Profile) -> Removable:
+def removable(model: LanguageModel, profile: Profile, target: str) -> Removable:
     """Of what the profile lets a search remove, what can be removed of this model and exported then.
 
     Raises ConfigError, with the reasons, where the profile names parts and none of them can.
@@ -71,7 +72,7 @@ def removable(model: LanguageModel, profile: Profile) -> Removable:
     asked = profile.bounds.structure
     if not asked:
         return Removable()
-    reasons = _obstacles(model, profile)
+    reasons = _obstacles(model, profile, target)
     left_out = {part: reasons[part] for part in asked if part in reasons}
     if len(left_out) == len(asked):
         which = "; ".join(f"{', '.join(parts)}: {why}" for why, parts in _by_reason(left_out).items())
@@ -102,7 +103,7 @@ def space_of(prepared: Prepared) -> Space:
         sparsities=target.sparsities if asked is None else asked,
         menus={unit: formats_of(profile, target, role) for unit, role in roles.items()},
     )
-    parts = removable(prepared.model, profile).parts
+    parts = removable(prepared.model, profile, target.name).parts
     if parts:
         dimensions += _structural(prepared.model.anatomy, parts, profile.bounds.keep)
     return Space(prepared.layers, dimensions, lambda config: prepared.cost(config).proxy_flops)
@@ -112,7 +113,9 @@ def space_note(prepared: Prepared) -> str:
     """The space in words, and what of the profile's structure it leaves out."""
     kinds = Counter(each.kind.replace("_", " ") for each in space_of(prepared).dimensions)
     text = f"{kinds.total()} dimensions: {', '.join(f'{kind} {count}' for kind, count in kinds.items())}"
-    for why, parts in _by_reason(removable(prepared.model, prepared.profile).left_out).items():
+    for why, parts in _by_reason(
+        removable(prepared.model, prepared.profile, prepared.target).left_out
+    ).items():
         text += f"; without {', '.join(parts)}: {why}"
     return text
 
@@ -144,7 +147,7 @@ def _counts(anatomy: Anatomy, keep: tuple[float, ...]) -> dict[str, dict[int, li
     return counts
 
 
-def _obstacles(model: LanguageModel, profile: Profile) -> dict[str, str]:
+def _obstacles(model: LanguageModel, profile: Profile, target: str) -> dict[str, str]:
     """By part, why it cannot be removed; parts that can are absent."""
     every = dict.fromkeys(profile.bounds.structure)
     module: Any = model.module
@@ -153,15 +156,19 @@ def _obstacles(model: LanguageModel, profile: Profile) -> dict[str, str]:
         anatomy = model.anatomy
     except ConfigError:
         return dict.fromkeys(every, f"how heads and channels lie in the matrices of {kind!r} is not known")
-    if (why := why_not(model)) is not None:
+    if (why := exporter_for(target).why_not(model)) is not None:
         return dict.fromkeys(every, f"it could not be exported: {why}")
+    if target == EXECUTORCH:  # lowered from the narrowed module, biases and all
+        return dict(_lacking(anatomy, profile.bounds.keep, (True, True)))
     if kind in WHOLE_ONLY:
         return dict.fromkeys(every, f"it could not be exported: graphs of {kind!r} can lose nothing yet")
-    return dict(_lacking(anatomy, profile.bounds.keep))
+    return dict(_lacking(anatomy, profile.bounds.keep, narrows(anatomy)))
 
 
-def _lacking(anatomy: Anatomy, keep: tuple[float, ...]) -> Iterator[tuple[str, str]]:
-    counts, (groups, channels) = _counts(anatomy, keep), narrows(anatomy)
+def _lacking(
+    anatomy: Anatomy, keep: tuple[float, ...], may_narrow: tuple[bool, bool]
+) -> Iterator[tuple[str, str]]:
+    counts, (groups, channels) = _counts(anatomy, keep), may_narrow
     if anatomy.blocks == 1:
         yield BLOCKS, "it has one block"
     for part, may in ((KV_GROUPS, groups), (CHANNELS, channels)):

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_runtime.backends import BACKENDS
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import ERROR, FAIL, PASS
 
 from toggle_edge.bundle import keep_contract, probes_of, read_bundle
+from toggle_edge.errors import BundleError
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
@@ -40,6 +42,12 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     """Ship, run, certify. Raises InputError before anything is sent, FleetError when the device cannot be used."""
     device = load_device(options.device)
     bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
+    if bundle.manifest.target not in BACKENDS:
+        raise BundleError(
+            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)} so far, this one is for "
+            f"{bundle.manifest.target}; export the config for one of these, or run the artifact with the runner in "
+            "runtime/executorch_runner"
+        )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
     plan = dataclasses.replace(options.plan, threads=device.threads)

@@ -103,7 +103,13 @@ def _evaluator_of(recipe: Recipe) -> Evaluator:
                 "the files that this one began with"
             )
         use_threads(sum(layer.weights for layer in model.layers), recipe.workers)
-        bank = bank_of(model, recipe.probes, quantiser=recipe.quantiser, pruner=recipe.pruner)
+        bank = bank_of(
+            model,
+            recipe.probes,
+            quantiser=recipe.quantiser,
+            pruner=recipe.pruner,
+            target=recipe.target,
+        )
         evaluator = Evaluator(
             model,
             bank,

@@ -29,18 +29,20 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A bundle. `parity` is the largest logit difference to the searched weights; `trial` None where the config
-    was not a study's, `unpacked` None where nothing was. `layers` are empty where the target's format keeps all of
-    them in one file."""
+    """A bundle. `parity` is the largest logit difference to the searched weights or, where `activations` is not None,
+    to a reference with quantised activations, which differs from them by that much; `trial` None where the config was
+    not a study's, `unpacked` None where nothing was. `predicted_bytes` is None and `layers` are empty where the
+    target's tools decide what is stored."""
 
     bundle: Bundle
     config: Config
     trial: int | None
     parity: float
     proxy_bytes: int
-    predicted_bytes: int
+    predicted_bytes: int | None
     layers: tuple[StoredLayer, ...] = ()
     unpacked: Path | None = None
+    activations: float | None = None
 
 
 def export_json(result: ExportResult) -> dict[str, object]:
@@ -59,7 +61,10 @@ def export_json(result: ExportResult) -> dict[str, object]:
         "predicted_bytes": result.predicted_bytes,
         "artifact_bytes": result.bundle.artifact_bytes,
         "probe_bytes": result.bundle.manifest.probe_bytes,
-        "parity": {"max_abs_logit_difference": result.parity},
+        "parity": {
+            "max_abs_logit_difference": result.parity,
+            "max_abs_logit_difference_by_activations": result.activations,
+        },
         "layers": [
             {
                 "layer": each.layer,
@@ -92,15 +97,25 @@ def print_export(result: ExportResult, console: Console) -> None:
     signature = f"signed by {bundle.signed_by}" if bundle.signed_by else "NOT signed: devices will refuse it"
     print_entry(console, "bundle", f"{bundle.folder}, {bundle.digest[:12]}, {signature}")
     print_entry(console, "config", result.config.summary())
+    known = result.predicted_bytes
+    predicted = "" if known is None else f"predicted {known / 1e6:.2f} MB, "
     print_entry(
         console,
         "size",
-        f"proxy {result.proxy_bytes / 1e6:.2f} MB (formula), predicted {result.predicted_bytes / 1e6:.2f} MB, artifact "
+        f"proxy {result.proxy_bytes / 1e6:.2f} MB (formula), {predicted}artifact "
         f"{bundle.artifact_bytes / 1e6:.2f} MB (files), probes {bundle.manifest.probe_bytes / 1e6:.2f} MB",
     )
     if result.layers:
         console.print(_containers(result))
-    print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
+    if result.activations is None:
+        print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
+    else:
+        print_entry(
+            console,
+            "parity",
+            f"logits within {result.parity:.1e} of torchao's on the same codes; int8 activations move them by up to "
+            f"{result.activations:.2g} from the searched weights",
+        )
     if result.unpacked is not None:
         print_entry(console, "unpacked", f"{result.unpacked}, as onnxruntime and onnxruntime-genai open it")
     print_entry(console, "next", f"toggle-edge validate --device DEVICE --bundle {bundle.folder}")

@@ -20,30 +20,37 @@ GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
 _LEVEL = b"\x0a\x0eaccuracy_level\x18"
 """How a protobuf begins the attribute `accuracy_level`: its name, then the tag of its integer value."""
 
-PROVIDERS = ["CPUExecutionProvider"]
+CPU = "CPUExecutionProvider"
 
 onnxruntime.disable_telemetry_events()
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An open session, the shape of its model, and how long it took to open, in nanoseconds."""
+    """An open session, the shape of its model, how long it took to open, in nanoseconds, and where its caches lie."""
 
     session: Any
     shape: ModelShape
     load_ns: int
+    memory: str = "cpu"
 
 
 def open_model(folder: Path, shape: ModelShape, graph: str, threads: int) -> OnnxModel:
     """Open `graph` of the artifact in `folder` with `threads` compute threads."""
+    session, load_ns = open_session(folder / graph, threads, [CPU])
+    return OnnxModel(session, shape, load_ns)
+
+
+def open_session(path: Path, threads: int, providers: Sequence[str]) -> Tuple[Any, int]:
+    """A session with these execution providers, and the nanoseconds that opening it took."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would burn the energy and the cores that the measurement is about.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     started = time.perf_counter_ns()
-    session = onnxruntime.InferenceSession(str(folder / graph), options, providers=PROVIDERS)
-    return OnnxModel(session, shape, time.perf_counter_ns() - started)
+    session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    return session, time.perf_counter_ns() - started
 
 
 def exact_graph(graph: bytes) -> bytes:
@@ -161,10 +168,14 @@ def _prompt(shape: ModelShape, batch: NDArray[np.int64]) -> Dict[str, NDArray[An
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A generation under way: everything that a step reads or writes is bound, and what changes is written in place."""
+    """A generation under way: everything that a step reads or writes is bound, and what changes is written in place.
+
+    A binding knows only where memory is, so `cache` and the arrays hold it.
+    """
 
     model: OnnxModel
     binding: Any
+    cache: Tuple[Any, ...]
     token: NDArray[np.int64]
     mask: NDArray[np.int64]
     logits: NDArray[np.float32]
@@ -173,24 +184,25 @@ class _Decoding:
 def _begin(model: OnnxModel, prompt: Sequence[int], capacity: int) -> Tuple[_Decoding, NDArray[np.float32]]:
     """Prefill: what decodes on, and the logits, 1 x prompt x vocabulary. `capacity` is the most tokens in all."""
     shape, binding = model.shape, model.session.io_binding()
+    cache = []
     for each in shape.blocks:
         for part in ("key", "value"):
-            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.zeros((1, len(each.kv_groups), capacity, shape.head_size), np.float32)
-            )
-            binding.bind_ortvalue_input(f"past_key_values.{each.block}.{part}", buffer)
-            binding.bind_ortvalue_output(f"present.{each.block}.{part}", buffer)
-    mask = np.ones((1, capacity), np.int64)
+            zeros = np.zeros((1, len(each.kv_groups), capacity, shape.head_size), np.float32)
+            cache.append(onnxruntime.OrtValue.ortvalue_from_numpy(zeros, model.memory, 0))
+            binding.bind_ortvalue_input(f"past_key_values.{each.block}.{part}", cache[-1])
+            binding.bind_ortvalue_output(f"present.{each.block}.{part}", cache[-1])
+    ids, mask = np.array([list(prompt)], dtype=np.int64), np.ones((1, capacity), np.int64)
     logits = np.empty((1, len(prompt), shape.vocabulary), np.float32)
-    binding.bind_cpu_input("input_ids", np.array([list(prompt)], dtype=np.int64))
+    binding.bind_cpu_input("input_ids", ids)
     binding.bind_cpu_input("attention_mask", mask[:, : len(prompt)])
     # On the CPU the engine works in the array's own memory.
-    binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+    whole = onnxruntime.OrtValue.ortvalue_from_numpy(logits)
+    binding.bind_ortvalue_output("logits", whole)
     model.session.run_with_iobinding(binding)
     token, last = np.zeros((1, 1), np.int64), np.empty((1, 1, shape.vocabulary), np.float32)
     binding.bind_cpu_input("input_ids", token)
     binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(last))
-    return _Decoding(model, binding, token, mask, last), logits
+    return _Decoding(model, binding, tuple(cache), token, mask, last), logits
 
 
 def _greedy(logits: NDArray[np.float32]) -> int:
