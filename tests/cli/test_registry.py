@@ -149,17 +149,17 @@ class TestAdd:
 
     def test_what_is_there_is_kept_unless_replaced(self, add: Add, file: Path) -> None:
         assert add().code == 0
-        file.write_text(
-            file.read_text().replace("[labels]", '[labels]\nroom = "lab"')
-            + "# mine\n[budget]\ndecode_ms = 7\n"
-        )
+        text = file.read_text().replace("[labels]", '[labels]\nroom = "lab"')
+        text = text.replace('target = "onnx-cpu"', 'target = "executorch-xnnpack"')
+        file.write_text(text + "# mine\n[budget]\ndecode_ms = 7\n")
         ended = add()
         assert (ended.code, "is there already; give --replace" in ended.err) == (2, True)
         assert "# mine" in file.read_text()
         assert add("--replace").code == 0
         assert "# mine" not in file.read_text()
         device = load_device(file)
-        assert (device.budget.decode_ms, device.labels["room"]) == (7, "lab"), "what people have set is kept"
+        kept = (device.budget.decode_ms, device.labels["room"], device.target)
+        assert kept == (7, "lab", "executorch-xnnpack"), "what people have set"
 
     @pytest.mark.parametrize("name", ["../pi", "a b", "$(true)", "-rf", "", "x" * 65, "a/b", "pi;true"])
     def test_bad_names(self, call: Call, options: dict[str, object], name: str, tmp_path: Path) -> None:

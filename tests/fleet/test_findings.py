@@ -214,7 +214,8 @@ class TestFindings:
         )
 
     def test_a_device_file_of_another_runtime_is_noticed(self) -> None:
-        assert found("target", dataclasses.replace(DEVICE, target="onnx-cuda")).state == LIMITED
+        assert found("target", dataclasses.replace(DEVICE, target="onnx-cpu-1.19")).state == LIMITED
+        assert found("target", dataclasses.replace(DEVICE, target="executorch-xnnpack")).state == OK
 
 
 class TestExamination:

@@ -56,6 +56,11 @@ def choose(facts: DeviceFacts, targets: Mapping[str, Target] = TARGETS) -> Choic
     )
 
 
+def is_by_runtime(target: str) -> bool:
+    """Whether a target is one that the device's onnxruntime decides, rather than one that somebody has chosen."""
+    return target in {name for _, name in RUNTIME_TARGETS}
+
+
 def labels_of(facts: DeviceFacts) -> dict[str, str]:
     """What a device can be chosen by: `arch`, `libc`, `python`, and `board` where it names itself."""
     labels = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from toggle_edge.errors import FleetError
-from toggle_edge.fleet.capabilities import UNAVAILABLE, choose, readable_meters
+from toggle_edge.fleet.capabilities import UNAVAILABLE, choose, is_by_runtime, readable_meters
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import PINS, WheelFile, wheel_platform
 from toggle_edge.fleet.facts import DeviceFacts
@@ -91,6 +91,8 @@ _PROOT = (
 
 def target(look: Look) -> Finding:
     choice = choose(look.facts)
+    if not is_by_runtime(look.device.target):
+        return Finding("target", OK, f"{look.device.target}, as the device file says")
     if choice.wheels and choice.target != look.device.target:
         return Finding(
             "target",

@@ -14,7 +14,7 @@ from pathlib import Path
 from toggle_edge.errors import DeviceFileError, FleetError, HostKeyError
 from toggle_edge.fleet import transport as transports
 from toggle_edge.fleet.agent_client import request
-from toggle_edge.fleet.capabilities import Choice, capability_table, choose, labels_of
+from toggle_edge.fleet.capabilities import Choice, capability_table, choose, is_by_runtime, labels_of
 from toggle_edge.fleet.device import Device, Jump, is_fingerprint, load_device
 from toggle_edge.fleet.device_files import device_text, require_new, write_device_file
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
@@ -89,9 +89,10 @@ def add_device(
     """Register a device in `devices/`. Without a host key in `options`, `confirm` is asked about the offered one.
 
     Nothing is sent before the key is confirmed, and no file is written unless everything held. A file that is replaced
-    leaves its budget and labels to the new one. Raises DeviceFileError
-    for options that cannot be used and for a file that is there already, HostKeyError for a key that is not the
-    expected one or was not confirmed, FleetError for a device that cannot be used.
+    leaves to the new one what people have set in it: budget, labels, a target that is not decided by its onnxruntime.
+
+    Raises DeviceFileError for options that cannot be used and for a file that is there already, HostKeyError for a key
+    that is not the expected one or was not confirmed, FleetError for a device that cannot be used.
     """
     template = load_template(options.template) if options.template else None
     device = _described(options, template or Template("", ""), ssh_config)
@@ -120,7 +121,7 @@ def add_device(
     looked = time.strftime("%Y-%m-%d", time.gmtime())
     device = replace(
         device,
-        target=choice.target,
+        target=known.target if known and not is_by_runtime(known.target) else choice.target,
         threads=min(device.threads, max(facts.cpus, 1)),
         labels={
             **(known.labels if known else {}),
