@@ -12,7 +12,7 @@ from toggle_edge.cli.output import EXIT_CODES, AsJson
 from toggle_edge.errors import DeviceFileError
 
 if TYPE_CHECKING:
-    from toggle_edge.fleet.registration import Offer
+    from toggle_edge.fleet.host_keys import Offer
 
 DeviceArgument = Annotated[str, typer.Argument(help="A name in devices/, or a device file.")]
 NameArgument = Annotated[str, typer.Argument(help="What to call it here: a plain name.")]

@@ -11,15 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toggle_edge.errors import DeviceFileError, FleetError, HostKeyError
+from toggle_edge.errors import DeviceFileError, FleetError
 from toggle_edge.fleet import transport as transports
 from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.capabilities import Choice, capability_table, choose, is_by_runtime, labels_of
 from toggle_edge.fleet.device import Device, Jump, is_fingerprint, load_device
 from toggle_edge.fleet.device_files import device_text, require_new, write_device_file
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
+from toggle_edge.fleet.host_keys import Confirm, agreed, offer_of
 from toggle_edge.fleet.ssh_config import ssh_settings
-from toggle_edge.fleet.ssh_login import offered_key, private_key
+from toggle_edge.fleet.ssh_login import private_key
 from toggle_edge.fleet.templates import HOST_KEY_FOLDER, Template, load_template
 
 FOLDER = Path("devices")
@@ -52,20 +53,6 @@ class AddOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """The host key that a device, or the host in between, offers, for somebody to confirm. `pinned` is what the device
-    file has had so far, None for a new one; `command` reads the right one there, `option` is how to give it instead."""
-
-    name: str
-    where: str
-    option: str
-    kind: str
-    fingerprint: str
-    pinned: str | None
-    command: str
-
-
-@dataclass(frozen=True, slots=True)
 class Added:
     """A device that was registered, its file, what it said of itself, and what was chosen for it."""
 
@@ -73,10 +60,6 @@ class Added:
     path: Path
     facts: DeviceFacts
     choice: Choice
-
-
-Confirm = Callable[[Offer], bool]
-"""Whether somebody has compared the fingerprint with the one on the device."""
 
 
 def add_device(
@@ -102,12 +85,12 @@ def add_device(
     pinned, known = "no host key: this machine", _known(path)
     if device.transport == "ssh":
         if device.jump is not None:
-            first = _offer(device.name, device.jump, HOST_KEY_FOLDER, known and known.jump, None)
-            _agreed(first, options.jump_host_key, confirm)
+            first = offer_of(device.name, device.jump, HOST_KEY_FOLDER, known and known.jump, None)
+            agreed(first, options.jump_host_key, confirm)
             device = replace(device, jump=replace(device.jump, host_key=first.fingerprint))
         folder = template.host_key_folder if template else HOST_KEY_FOLDER
-        offer = _offer(device.name, device, folder, known, device.jump)
-        pinned = f"host key {offer.kind}, {_agreed(offer, options.host_key, confirm)}"
+        offer = offer_of(device.name, device, folder, known, device.jump)
+        pinned = f"host key {offer.kind}, {agreed(offer, options.host_key, confirm)}"
         device = replace(device, host_key=offer.fingerprint)
     transport = connect(device)
     try:
@@ -214,34 +197,6 @@ def _known(path: Path) -> Device | None:
     with suppress(DeviceFileError):
         return load_device(path) if path.exists() else None
     return None
-
-
-def _offer(
-    name: str, end: Device | Jump, folder: str, known: Device | Jump | None, jump: Jump | None
-) -> Offer:
-    offered = offered_key(end.host, end.port, jump)
-    kind = re.search("ed25519|ecdsa|rsa", offered.kind)
-    command = f"ssh-keygen -lf {folder}/ssh_host_{kind[0] if kind else 'ed25519'}_key.pub"
-    option = "--jump-host-key" if isinstance(end, Jump) else "--host-key"
-    pinned = known.host_key or None if known is not None else None
-    return Offer(name, f"{end.host}:{end.port}", option, offered.kind, offered.fingerprint, pinned, command)
-
-
-def _agreed(offer: Offer, expected: str | None, confirm: Confirm) -> str:
-    """How the offered key was found to be right, in words for the file. Raises HostKeyError for any other key."""
-    where = f"device {offer.name!r} ({offer.where})"
-    if expected is None:
-        if confirm(offer):
-            return f"confirmed by {getpass.getuser()}"
-        raise HostKeyError(
-            f"{where}: the host key {offer.kind} {offer.fingerprint} was not confirmed; nothing was sent or written"
-        )
-    if expected != offer.fingerprint:
-        raise HostKeyError(
-            f"{where}: expected host key {expected}, got {offer.kind} {offer.fingerprint}; nothing was sent or "
-            f"written. Read the right one there, not over this link: {offer.command}"
-        )
-    return f"as given with {offer.option}"
 
 
 def _require_own_root(facts: DeviceFacts, device: Device) -> None:

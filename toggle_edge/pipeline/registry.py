@@ -5,7 +5,8 @@ from __future__ import annotations
 from toggle_edge.errors import DeviceFileError, TransportError
 from toggle_edge.fleet.device import Device, device_path, is_shipped, load_device
 from toggle_edge.fleet.doctor import Examination, examine
-from toggle_edge.fleet.registration import Added, AddOptions, Offer, add_device
+from toggle_edge.fleet.host_keys import Offer
+from toggle_edge.fleet.registration import Added, AddOptions, add_device
 from toggle_edge.fleet.removal import Cleaned, Removed, clean
 from toggle_edge.fleet.transport import connect
 from toggle_edge.signing import trusted_keys
