@@ -233,7 +233,9 @@ class TestAdd:
             pytest.skip("no Python 3.8 on this machine")
         ended = add("--json", python=python)
         assert ended.code == 0, ended.err
-        assert json.loads(ended.out)["wheels"]["onnxruntime"] == "1.19.2"
+        answer = json.loads(ended.out)
+        assert (answer["wheels"]["onnxruntime"], answer["target"]) == ("1.19.2", "onnx-cpu-1.19")
+        assert load_device(file).target == "onnx-cpu-1.19"
         assert "Python 3.8 ends at onnxruntime 1.19.2" in file.read_text()
 
 

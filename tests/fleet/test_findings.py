@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toggle_runtime.deployment import Deployed, Deployment
 
 from toggle_edge.errors import AgentError, FleetError, HostKeyError, TransportError
-from toggle_edge.fleet.capabilities import capability_table, choose, labels_of
+from toggle_edge.fleet.capabilities import RUNTIME_TARGETS, capability_table, choose, labels_of
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.device_files import device_text
 from toggle_edge.fleet.doctor import STEPS, examine
@@ -85,6 +85,9 @@ class TestChoice:
         choice = choose(dataclasses.replace(FACTS, python=python), OLD_TARGETS)
         assert (choice.wheels["onnxruntime"], choice.target) == (runtime, target)
         assert (choice.note is None) == (target == "onnx-cpu")
+
+    def test_its_targets_are_there(self) -> None:
+        assert {name for _, name in RUNTIME_TARGETS} <= set(TARGETS)
 
     def test_every_pinned_runtime_has_a_line(self) -> None:
         for python in PINS:
