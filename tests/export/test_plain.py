@@ -17,8 +17,9 @@ from toggle_runtime.backends import onnx as backend
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
-from toggle_edge.export import EXPORTERS, Skeleton, build_skeleton, narrowed, narrowed_shape
-from toggle_edge.export.onnx import KERNELS, export_onnx, predicted_bytes
+from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape
+from toggle_edge.export.kernels import KERNELS
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.parity import TOLERANCE, check_parity
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.structure import Structure
@@ -94,7 +95,7 @@ def test_what_an_old_onnxruntime_lacks_is_refused_with_the_nearest_that_it_has(
 ) -> None:
     config = Config.uniform(tuple(layer.name for layer in tiny.layers), Format.parse(text))
     with pytest.raises(ConfigError, match=rf"{re.escape(target)} has no kernel for {text};.*is {nearest}$"):
-        EXPORTERS[target].export(skeleton, LayerBank(tiny).compressed(config), tmp_path / "artifact")
+        export_onnx(skeleton, LayerBank(tiny).compressed(config), tmp_path / "artifact", target=target)
     assert not (tmp_path / "artifact").exists()
 
 

@@ -12,8 +12,9 @@ from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.graphs import WHOLE_ONLY, build_skeleton, why_not
+from toggle_edge.export.kernels import KERNELS
 from toggle_edge.export.narrowing import narrowed, narrowed_shape, narrows
-from toggle_edge.export.onnx import KERNELS, export_onnx, predicted_bytes
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import Layer
 
