@@ -19,7 +19,7 @@ from interpreters import interpreter
 from toggle_runtime.lease import hold
 from toggle_runtime.trust import trust
 
-from toggle_edge.fleet.device import Device, load_device
+from toggle_edge.fleet.device import Device, Jump, load_device
 from toggle_edge.fleet.device_files import device_text, write_device_file
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path, write_key
 
@@ -144,19 +144,22 @@ class TestAdd:
         ended = add(host_key=None, template="android-termux")
         assert ended.code == 2
         assert f"offers the host key ssh-ed25519 {far.host_key}, and nobody is at a terminal" in ended.err
-        assert (
-            "(ssh-keygen -lf /data/data/com.termux/files/usr/etc/ssh/ssh_host_ed25519_key.pub)" in ended.err
-        )
+        assert "ssh-keygen -lf /data/data/com.termux/files/usr/etc/ssh/ssh_host_ed25519_key.pub" in ended.err
         assert not file.exists()
 
     def test_what_is_there_is_kept_unless_replaced(self, add: Add, file: Path) -> None:
         assert add().code == 0
-        file.write_text(file.read_text() + "# mine\n")
+        file.write_text(
+            file.read_text().replace("[labels]", '[labels]\nroom = "lab"')
+            + "# mine\n[budget]\ndecode_ms = 7\n"
+        )
         ended = add()
         assert (ended.code, "is there already; give --replace" in ended.err) == (2, True)
-        assert file.read_text().endswith("# mine\n")
+        assert "# mine" in file.read_text()
         assert add("--replace").code == 0
         assert "# mine" not in file.read_text()
+        device = load_device(file)
+        assert (device.budget.decode_ms, device.labels["room"]) == (7, "lab"), "what people have set is kept"
 
     @pytest.mark.parametrize("name", ["../pi", "a b", "$(true)", "-rf", "", "x" * 65, "a/b", "pi;true"])
     def test_bad_names(self, call: Call, options: dict[str, object], name: str, tmp_path: Path) -> None:
@@ -254,7 +257,11 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("ProxyJump gate", "ssh -N -L 2222:10.0.0.7:22 gate"),
+            ("ProxyJump gate,other", "jump: expected one host as [USER@]HOST[:PORT], got 'gate,other'"),
+            (
+                "ProxyJump gate\nHost gate\n ProxyJump other",
+                "jump gate: expected one that is reached directly",
+            ),
             ("ProxyCommand nc gate 22", "reached through a ProxyCommand"),
             ("Port many", "expected an SSH configuration"),
             ("Match nonsense", "expected an SSH configuration"),
@@ -299,6 +306,70 @@ class TestConfiguration:
             agent.wait()
 
 
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """A host in between, with a key and a client of its own."""
+    with LoopbackSshd(tmp_path_factory.mktemp("gate"), "gate") as server:
+        yield server.device
+
+
+class TestJump:
+    def config(self, home: Path, gate: Device) -> None:
+        (home / ".ssh" / "config").write_text(
+            f"Host gate\n HostName {gate.host}\n Port {gate.port}\n User {gate.user}\n IdentityFile {gate.identity}\n"
+            f"Host board\n HostName 127.0.0.1\n ProxyJump gate\n"
+        )
+
+    def test_a_device_behind_a_host(
+        self, add: Add, call: Call, home: Path, gate: Device, far: Device, file: Path
+    ) -> None:
+        self.config(home, gate)
+        ended = add(host="board", jump_host_key=gate.host_key)
+        assert ended.code == 0, ended.err
+        jump = Jump(gate.host, gate.port, gate.user, gate.host_key, gate.identity)
+        assert load_device(file).jump == jump
+        found = findings(call("device", "doctor", "pi", "--json"))
+        assert {found[name]["state"] for name in ("reachable", "host key", "login", "agent")} == {"OK"}
+        assert call("device", "remove", "pi").code == 0
+        assert not Path(far.root).exists()
+
+    def test_both_keys_are_asked_for(
+        self, add: Add, home: Path, gate: Device, far: Device, file: Path
+    ) -> None:
+        self.config(home, gate)
+        told = add(host="board").err
+        assert f"{gate.host}:{gate.port} offers the host key ssh-ed25519 {gate.host_key}" in told
+        assert "give it as --jump-host-key" in told
+        told = add(host="board", host_key=None, jump_host_key=gate.host_key).err
+        assert f"127.0.0.1:{far.port} offers the host key ssh-ed25519 {far.host_key}" in told
+        assert not file.exists()
+
+    def test_another_host_in_between_is_refused(
+        self, add: Add, home: Path, gate: Device, sshd: LoopbackSshd, file: Path
+    ) -> None:
+        self.config(home, gate)
+        before = sshd.log.count("Connection from")
+        ended = add(host="board", jump_host_key=OTHER)
+        assert (ended.code, f"expected host key {OTHER}, got ssh-ed25519 {gate.host_key}" in ended.err) == (
+            3,
+            True,
+        )
+        assert sshd.log.count("Connection from") == before
+        assert not file.exists()
+
+    def test_by_option_and_nobody_behind_it(
+        self, add: Add, gate: Device, far: Device, sshd: LoopbackSshd
+    ) -> None:
+        hop = f"{gate.user}@{gate.host}:{gate.port}"
+        ended = add(jump=hop, jump_host_key=gate.host_key, identity=gate.identity, port=1)
+        assert ended.code == 3
+        assert f"through {hop}: cannot connect from there" in ended.err
+        ended = add(jump=hop, jump_host_key=gate.host_key)  # which knows another client
+        assert (ended.code, "refused the key" in ended.err) == (3, True)
+        ended = add(jump_host_key=gate.host_key)
+        assert (ended.code, "--jump-host-key: expected --jump" in ended.err) == (2, True)
+
+
 class TestConfirmation:
     def asked(self, options: dict[str, object], folder: Path, answer: str, *flags: str) -> tuple[int, str]:
         """The command as a process at a terminal, where somebody types the answer."""
@@ -331,7 +402,9 @@ class TestConfirmation:
         code, said = self.asked(options, folder, "n")
         assert code == 3
         assert f"offers the host key ssh-ed25519 {far.host_key}" in said
-        assert "On the device itself, not over this link, read it with ssh-keygen -lf /etc/ssh/" in said
+        assert (
+            "There, at its own console and not over this link, read it with ssh-keygen -lf /etc/ssh/" in said
+        )
         assert "was not confirmed; nothing was sent or written" in said
         assert not path.exists()
         code, said = self.asked(options, folder, "\x04")  # Ctrl-D
@@ -380,7 +453,11 @@ class TestDoctor:
         assert found["host key"]["state"] == "BROKEN"
         assert f"known {OTHER}, offered ssh-ed25519 {far.host_key}" in found["host key"]["found"]
         assert found["host key"]["fix"]["where"] == "host"
-        assert "device add pi --host 127.0.0.1" in found["host key"]["fix"]["command"]
+        command = found["host key"]["fix"]["command"]
+        assert command.startswith(
+            f"toggle-edge device add pi --replace --host 127.0.0.1 --port {far.port} --user "
+        )
+        assert f"--python {far.python} --root {far.root}" in command
         assert {found[name]["state"] for name in ("login", "agent", "wheels", "keys")} == {"UNKNOWN"}
         assert sshd.log.count("Accepted publickey") == before
 

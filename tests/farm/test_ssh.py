@@ -20,7 +20,7 @@ from toggle_edge.errors import AgentError, HostKeyError, TransportError, Transpo
 from toggle_edge.fleet import agent_client, ssh
 from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.deploy import run_bundle
-from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.device import Device, Jump
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
 from toggle_edge.fleet.transport import Transport, connect
@@ -214,6 +214,67 @@ class TestBadLinks:
         transport = ssh.connect(device, silence_s=1.0)
         assert run(transport, ["sh", "-c", "for i in 1 2 3 4; do sleep 0.5; echo $i; done"])[0] == 0
         transport.close()
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    with LoopbackSshd(tmp_path_factory.mktemp("gate"), "gate") as server:
+        yield server.device
+
+
+class TestJump:
+    """A device that is reached through another sshd."""
+
+    @pytest.fixture
+    def behind(self, device: Device, gate: Device) -> Device:
+        return dataclasses.replace(
+            device, jump=Jump(gate.host, gate.port, gate.user, gate.host_key, gate.identity)
+        )
+
+    def test_commands_and_files_go_through(self, behind: Device, file: Any, tmp_path: Path) -> None:
+        transport = connect(behind)
+        try:
+            assert request(transport, behind, "facts")["facts"]["cpus"] == os.cpu_count()
+            assert ship(transport, behind, {file[0]: (file[1], file[2])}) == file[2]
+            transport.download(f"{behind.root}/blobs/sha256/{file[0]}", tmp_path / "back", file[2])
+        finally:
+            transport.close()
+        assert (tmp_path / "back").read_bytes() == file[1].read_bytes()
+
+    def test_nothing_is_left_open(self, behind: Device, gate: Device) -> None:
+        def connections() -> int:
+            return sum(
+                thread.name.startswith("Thread-") and thread.is_alive() for thread in threading.enumerate()
+            )
+
+        before = connections()
+        connect(behind).close()
+        with pytest.raises(HostKeyError):
+            connect(dataclasses.replace(behind, host_key="SHA256:" + "A" * 43))
+        with pytest.raises(TransportLostError, match="cannot connect from there"):
+            connect(dataclasses.replace(behind, port=1))
+        wait_until(lambda: connections() <= before, "a connection to the host in between stays open")
+
+    def test_a_changed_key_of_the_host_in_between_stops_everything(self, behind: Device) -> None:
+        assert behind.jump is not None
+        wrong = dataclasses.replace(behind.jump, host_key="SHA256:" + "A" * 43)
+        with pytest.raises(HostKeyError, match=r"through .*expected host key SHA256:AAAA"):
+            connect(dataclasses.replace(behind, jump=wrong))
+
+    def test_a_silent_command_is_noticed(self, behind: Device) -> None:
+        transport = ssh.connect(behind, silence_s=1.0)
+        with pytest.raises(TransportLostError, match="silent for 1 s"):
+            run(transport, ["sleep", "30"])
+
+    def test_a_host_in_between_that_goes_away_is_a_lost_link(
+        self, behind: Device, gate: Device, file: Any
+    ) -> None:
+        with Chaos(gate.port, cut_after=2 * MEBIBYTE) as chaos:
+            assert behind.jump is not None
+            far = dataclasses.replace(behind, jump=dataclasses.replace(behind.jump, port=chaos.port))
+            transport = connect(far)
+            with pytest.raises(TransportLostError):
+                ship(transport, far, {file[0]: (file[1], file[2])})
 
 
 class TestRun:

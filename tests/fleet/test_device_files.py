@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toggle_edge.errors import DeviceFileError
-from toggle_edge.fleet.device import Budget, Device, device_names, load_device
+from toggle_edge.fleet.device import Budget, Device, Jump, device_names, load_device
 from toggle_edge.fleet.device_files import device_text, write_device_file
 from toggle_edge.fleet.templates import load_template, template_names
 from toggle_edge.targets import TARGETS
@@ -44,8 +44,9 @@ def read(folder: Path, text: str) -> Device:
         FULL,
         dataclasses.replace(FULL, identity="~/.ssh/id", budget=Budget(), capabilities={}),
         Device(name="here", transport="local"),
+        dataclasses.replace(FULL, jump=Jump("gate", 2222, "me", FULL.host_key, "~/.ssh/gate")),
     ],
-    ids=["agent", "identity", "local"],
+    ids=["agent", "identity", "local", "jump"],
 )
 def test_what_is_written_reads_back_equal(tmp_path: Path, device: Device) -> None:
     text = device_text(device, ["Written by a test.", "With two lines."])
@@ -73,6 +74,12 @@ def test_any_text_survives(
         ("[capabilities]\ncpus = [1]", r"capabilities.cpus: expected a text or an integer"),
         ('transport = "ssh"\nhost = "-oProxyCommand=x"\nuser = "u"', "host: expected a value without spaces"),
         ('transport = "ssh"\nhost = "h"\nuser = "a b"', "user: expected a value without spaces"),
+        ("jump = 3", "jump: expected a table"),
+        ('[jump]\nhots = "h"', r"unknown key jump.hots; did you mean jump.host\?"),
+        (
+            f'transport = "ssh"\nhost = "h"\nuser = "u"\nhost_key = "{FULL.host_key}"\n[jump]\nhost = "g"',
+            "jump.user: ",
+        ),
     ],
 )
 def test_wrong_values_name_their_key(tmp_path: Path, text: str, message: str) -> None:

@@ -59,6 +59,17 @@ def add(
         ),
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="This machine, without SSH.")] = False,
+    jump: Annotated[
+        str | None,
+        typer.Option(
+            "--jump",
+            metavar="[USER@]HOST[:PORT]",
+            help="Host in between. Default: ~/.ssh/config's ProxyJump.",
+        ),
+    ] = None,
+    jump_host_key: Annotated[
+        str | None, typer.Option("--jump-host-key", metavar="SHA256:...", help="That host's fingerprint.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write the device file anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +78,21 @@ def add(
     from toggle_edge.report.cells import console_on_stdout
     from toggle_edge.report.devices import added_json, print_added
 
-    options = AddOptions(name, host, user, port, identity, template, host_key, python, root, local, replace)
+    options = AddOptions(
+        name,
+        host,
+        user,
+        port,
+        identity,
+        template,
+        host_key,
+        python,
+        root,
+        local,
+        replace,
+        jump,
+        jump_host_key,
+    )
     added = add_device(options, _confirmed)
     if as_json:
         typer.echo(json.dumps(added_json(added)))
@@ -113,17 +138,17 @@ def remove(
 
 def _confirmed(offer: Offer) -> bool:
     """Ask whoever sits at the terminal. Raises DeviceFileError where nobody does."""
-    who = f"{offer.device.host}:{offer.device.port} offers the host key {offer.kind} {offer.fingerprint}"
+    who = f"{offer.where} offers the host key {offer.kind} {offer.fingerprint}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise DeviceFileError(
-            f"device {offer.device.name!r}: {who}, and nobody is at a terminal to confirm it; read it on the device "
-            f"itself ({offer.command}) and give it as --host-key"
+            f"device {offer.name!r}: {who}, and nobody is at a terminal to confirm it; read it there, not over "
+            f"this link ({offer.command}), and give it as {offer.option}"
         )
     typer.echo(who, err=True)
     if offer.pinned is not None:
         known = "the same as in" if offer.pinned == offer.fingerprint else f"NOT {offer.pinned}, which is in"
         typer.echo(f"This is {known} its device file.", err=True)
-    typer.echo(f"On the device itself, not over this link, read it with\n  {offer.command}", err=True)
+    typer.echo(f"There, at its own console and not over this link, read it with\n  {offer.command}", err=True)
     try:
         return typer.confirm("Is it the same?", err=True)
     except typer.Abort as exc:  # Ctrl-C or Ctrl-D: an interrupt like any other

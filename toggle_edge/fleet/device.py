@@ -27,7 +27,7 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _ADDRESS = re.compile(r"[^\s-]\S*")
 """A host or user: neither can be taken for an option of the commands that people are told to give."""
 
-_TABLES = ("labels", "budget", "meters", "capabilities")
+_TABLES = ("labels", "budget", "meters", "capabilities", "jump")
 """Fields that are read by themselves; all others are single values."""
 
 
@@ -38,6 +38,17 @@ class Budget:
     decode_ms: float | None = None
     memory_bytes: int | None = None
     energy_mj_per_token: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A host that a device is reached through; its key is pinned as the device's is."""
+
+    host: str = ""
+    port: int = 22
+    user: str = ""
+    host_key: str = ""
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +78,11 @@ class Device:
     budget: Budget = field(default_factory=Budget)
     meters: tuple[str, ...] = ()
     capabilities: Mapping[str, str | int] = field(default_factory=dict)
+    jump: Jump | None = None
 
     def __post_init__(self) -> None:
         self._require(_NAME.fullmatch(self.name), "name", "a plain name", self.name)
         self._require(self.transport in TRANSPORTS, "transport", f"one of {TRANSPORTS}", self.transport)
-        self._require(0 < self.port < 65536, "port", "1 to 65535", self.port)
         self._require(self.threads > 0, "threads", "at least 1", self.threads)
         self._require(self.quota_bytes >= 0, "quota_bytes", "0 or more", self.quota_bytes)
         self._require(
@@ -81,18 +92,25 @@ class Device:
             self.root,
         )
         self._require(self.python, "python", "an interpreter", self.python)
+        self._require(0 < self.port < 65536, "port", "1 to 65535", self.port)
         if self.transport == "ssh":
-            for key in ("host", "user"):
-                value = getattr(self, key)
-                expected = "a value without spaces that does not begin with -, since transport is ssh"
-                self._require(_ADDRESS.fullmatch(value), key, expected, value)
-            self._require(
-                is_fingerprint(self.host_key),
-                "host_key",
-                "the pinned fingerprint SHA256:... (on the device: "
-                "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
-                self.host_key,
-            )
+            self._require_way(self, "")
+            if self.jump is not None:
+                self._require(0 < self.jump.port < 65536, "jump.port", "1 to 65535", self.jump.port)
+                self._require_way(self.jump, "jump.")
+
+    def _require_way(self, end: Device | Jump, prefix: str) -> None:
+        for key in ("host", "user"):
+            value = getattr(end, key)
+            expected = "a value without spaces that does not begin with -, since transport is ssh"
+            self._require(_ADDRESS.fullmatch(value), prefix + key, expected, value)
+        self._require(
+            is_fingerprint(end.host_key),
+            f"{prefix}host_key",
+            "the pinned fingerprint SHA256:... (on the device: "
+            "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
+            end.host_key,
+        )
 
     def _require(self, holds: object, key: str, expected: str, value: object) -> None:
         if not holds:
@@ -113,6 +131,9 @@ def load_device(source: str | Path) -> Device:
         raise DeviceFileError(f"{path}: expected a device file in TOML: {exc}") from exc
     try:
         budget = _fields(Budget, _table(data.pop("budget", {}), "budget"), "budget.")
+        jump = data.pop("jump", None)
+        if jump is not None:
+            jump = Jump(**_fields(Jump, _table(jump, "jump"), "jump."))
         labels = _table(data.pop("labels", {}), "labels")
         for key, value in labels.items():
             _expect(isinstance(value, str), f"labels.{key}", "a text", value)
@@ -129,6 +150,7 @@ def load_device(source: str | Path) -> Device:
             labels=labels,
             meters=tuple(meters),
             capabilities=capabilities,
+            jump=jump,
         )
     except DeviceFileError as exc:
         raise DeviceFileError(f"{path}: {exc}") from None
@@ -183,7 +205,7 @@ def _fields(kind: type, data: dict[str, Any], prefix: str) -> dict[str, Any]:
         allowed, expected = _TYPES[wanted]
         holds = isinstance(value, allowed) and not isinstance(value, bool)
         _expect(holds, prefix + key, expected, value)
-        if prefix:
+        if kind is Budget:
             _expect(value > 0, prefix + key, "more than 0", value)
     return data
 

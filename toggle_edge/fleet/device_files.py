@@ -41,6 +41,9 @@ def device_text(device: Device, heading: Sequence[str] = ()) -> str:
             "# [budget]",
         ]
         lines += ["# decode_ms = 50.0", "# memory_bytes = 2_000_000_000", "# energy_mj_per_token = 200.0"]
+    if device.jump is not None:
+        lines += ["", "[jump] # the host that it is reached through"]
+        lines += [_line(key, getattr(device.jump, key), None) for key in _SSH_KEYS]
     if device.capabilities:
         lines += ["", f"# What was found there; `toggle-edge device doctor {device.name}` looks again."]
         lines += ["[capabilities]", *_entries(device.capabilities)]

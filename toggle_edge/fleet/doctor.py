@@ -73,21 +73,17 @@ def _recognised(device: Device) -> list[Finding]:
         return [Finding("reachable", OK, "this machine"), Finding("host key", OK, "none is needed")]
     started = time.monotonic()
     try:
-        offered = offered_key(device.host, device.port)
+        offered = offered_key(device.host, device.port, device.jump)
     except TransportError as exc:
         return [Finding("reachable", BROKEN, str(exc), Fix(HERE, f"ssh -v {_address(device)} true"))]
     took = f"{device.host}:{device.port}, {1e3 * (time.monotonic() - started):.0f} ms for a key exchange"
     if offered.fingerprint != device.host_key:
-        name = device.name
-        again = (
-            f"toggle-edge device add {name} --host {shlex.quote(device.host)} --port {device.port} --replace"
-        )
         key = Finding(
             "host key",
             BROKEN,
             f"known {device.host_key}, offered {offered.kind} {offered.fingerprint}: another device, or one that was "
             "set up anew; if its own console shows that fingerprint, add it again",
-            Fix(HERE, f"{again} --user {shlex.quote(device.user)}"),
+            Fix(HERE, _adding_again(device)),
         )
     else:
         key = Finding("host key", OK, f"{offered.kind} {offered.fingerprint}")
@@ -124,6 +120,21 @@ def _as_whom(device: Device) -> str:
     )
 
 
+def _adding_again(device: Device) -> str:
+    jump = device.jump
+    options = {
+        "host": device.host,
+        "port": str(device.port),
+        "user": device.user,
+        "identity": device.identity,
+        "jump": "" if jump is None else f"{jump.user}@{jump.host}:{jump.port}",
+        "python": device.python,
+        "root": device.root,
+    }
+    given = [f"--{key} {shlex.quote(value)}" for key, value in options.items() if value]
+    return f"toggle-edge device add {device.name} --replace {' '.join(given)}"
+
+
 def _agent_fix(device: Device) -> Fix:
     installed = "pkg install python" if is_termux(device) else "sudo apt-get install -y python3"
     return Fix(THERE, f"{installed} && command -v python3 # then `python` in the device file is that path")
@@ -136,4 +147,6 @@ def _login_fix(device: Device) -> Fix:
 
 
 def _address(device: Device) -> str:
-    return f"-p {device.port} {shlex.quote(f'{device.user}@{device.host}')}"
+    jump = device.jump
+    through = "" if jump is None else f"-J {shlex.quote(f'{jump.user}@{jump.host}:{jump.port}')} "
+    return f"{through}-p {device.port} {shlex.quote(f'{device.user}@{device.host}')}"

@@ -15,10 +15,10 @@ from toggle_edge.errors import DeviceFileError, FleetError, HostKeyError
 from toggle_edge.fleet import transport as transports
 from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.capabilities import Choice, capability_table, choose, labels_of
-from toggle_edge.fleet.device import Device, is_fingerprint, load_device
+from toggle_edge.fleet.device import Device, Jump, is_fingerprint, load_device
 from toggle_edge.fleet.device_files import device_text, require_new, write_device_file
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
-from toggle_edge.fleet.ssh_config import SshSettings, ssh_settings
+from toggle_edge.fleet.ssh_config import ssh_settings
 from toggle_edge.fleet.ssh_login import offered_key, private_key
 from toggle_edge.fleet.templates import HOST_KEY_FOLDER, Template, load_template
 
@@ -28,7 +28,8 @@ FOLDER = Path("devices")
 _NO_KEY = "SHA256:" + "A" * 43
 """In place of a host key that nobody has confirmed yet: it would be 256 zero bits, so no device can have it."""
 
-_OF_SSH = ("host", "user", "port", "identity", "host_key")
+_OF_SSH = ("host", "user", "port", "identity", "host_key", "jump", "jump_host_key")
+_HOP = re.compile(r"(?:(?P<user>[^@\s,]+)@)?(?P<host>[^@:\s,-][^@:\s,]*)(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,18 @@ class AddOptions:
     root: str | None = None
     local: bool = False
     replace: bool = False
+    jump: str | None = None
+    jump_host_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The host key that a device offers, for somebody to confirm. `pinned` is what its file has had so far, None for a
-    new device; `command` reads the right one on the device itself."""
+    """The host key that a device, or the host in between, offers, for somebody to confirm. `pinned` is what the device
+    file has had so far, None for a new one; `command` reads the right one there, `option` is how to give it instead."""
 
-    device: Device
+    name: str
+    where: str
+    option: str
     kind: str
     fingerprint: str
     pinned: str | None
@@ -83,7 +88,8 @@ def add_device(
 ) -> Added:
     """Register a device in `devices/`. Without a host key in `options`, `confirm` is asked about the offered one.
 
-    Nothing is sent before the key is confirmed, and no file is written unless everything held. Raises DeviceFileError
+    Nothing is sent before the key is confirmed, and no file is written unless everything held. A file that is replaced
+    leaves its budget and labels to the new one. Raises DeviceFileError
     for options that cannot be used and for a file that is there already, HostKeyError for a key that is not the
     expected one or was not confirmed, FleetError for a device that cannot be used.
     """
@@ -92,9 +98,14 @@ def add_device(
     path = FOLDER / f"{device.name}.toml"
     if not options.replace:
         require_new(path)
-    pinned = "no host key: this machine"
+    pinned, known = "no host key: this machine", _known(path)
     if device.transport == "ssh":
-        offer = _offer(device, template, path)
+        if device.jump is not None:
+            first = _offer(device.name, device.jump, HOST_KEY_FOLDER, known and known.jump, None)
+            _agreed(first, options.jump_host_key, confirm)
+            device = replace(device, jump=replace(device.jump, host_key=first.fingerprint))
+        folder = template.host_key_folder if template else HOST_KEY_FOLDER
+        offer = _offer(device.name, device, folder, known, device.jump)
         pinned = f"host key {offer.kind}, {_agreed(offer, options.host_key, confirm)}"
         device = replace(device, host_key=offer.fingerprint)
     transport = connect(device)
@@ -111,7 +122,12 @@ def add_device(
         device,
         target=choice.target,
         threads=min(device.threads, max(facts.cpus, 1)),
-        labels={**labels_of(facts), **(template.labels if template else {})},
+        labels={
+            **(known.labels if known else {}),
+            **labels_of(facts),
+            **(template.labels if template else {}),
+        },
+        budget=known.budget if known else device.budget,
         capabilities={"looked": looked, **capability_table(facts, choice)},
     )
     heading = [f"Written by `toggle-edge device add` on {looked} ({pinned}). Edit it as you like."]
@@ -143,14 +159,16 @@ def _described(options: AddOptions, template: Template, ssh_config: Path | None)
         raise DeviceFileError(
             f"device {options.name!r}: expected --host ADDRESS, or --local for this machine, got neither"
         )
-    if options.host_key is not None and not is_fingerprint(options.host_key):
-        raise DeviceFileError(
-            f"--host-key: expected SHA256: and 43 characters as ssh-keygen -lf prints them, got {options.host_key!r}"
-        )
-    return _reached(device, options, template, ssh_settings(options.host, ssh_config))
+    for option, key in (("--host-key", options.host_key), ("--jump-host-key", options.jump_host_key)):
+        if key is not None and not is_fingerprint(key):
+            raise DeviceFileError(
+                f"{option}: expected SHA256: and 43 characters as ssh-keygen -lf prints them, got {key!r}"
+            )
+    return _reached(device, options, template, ssh_config)
 
 
-def _reached(device: Device, options: AddOptions, template: Template, settings: SshSettings) -> Device:
+def _reached(device: Device, options: AddOptions, template: Template, ssh_config: Path | None) -> Device:
+    settings = ssh_settings(options.host or "", ssh_config)
     identity = settings.identity or ""
     if options.identity is not None:
         try:
@@ -160,6 +178,9 @@ def _reached(device: Device, options: AddOptions, template: Template, settings: 
                 f"--{exc}; one with a passphrase works through the SSH agent: run ssh-add, and leave --identity out"
             ) from exc
         identity = str(Path(options.identity).expanduser().absolute())
+    jump = options.jump or settings.jump
+    if jump is None and options.jump_host_key is not None:
+        raise DeviceFileError("--jump-host-key: expected --jump, or a ProxyJump in ~/.ssh/config, beside it")
     return replace(
         device,
         transport="ssh",
@@ -168,24 +189,46 @@ def _reached(device: Device, options: AddOptions, template: Template, settings: 
         port=options.port or settings.port or template.port,
         identity=identity,
         host_key=_NO_KEY,
+        jump=None if jump is None else _jump(jump, identity, ssh_config),
     )
 
 
-def _offer(device: Device, template: Template | None, path: Path) -> Offer:
-    offered = offered_key(device.host, device.port)
-    known = re.search("ed25519|ecdsa|rsa", offered.kind)
-    folder = template.host_key_folder if template else HOST_KEY_FOLDER
-    command = f"ssh-keygen -lf {folder}/ssh_host_{known[0] if known else 'ed25519'}_key.pub"
-    pinned = None
-    if path.exists():
-        with suppress(DeviceFileError):  # it is about to be replaced, perhaps because it is damaged
-            pinned = load_device(path).host_key or None
-    return Offer(device, offered.kind, offered.fingerprint, pinned, command)
+def _jump(text: str, identity: str, ssh_config: Path | None) -> Jump:
+    """The host in between, from `[USER@]HOST[:PORT]` and what the SSH configuration says of it."""
+    match = _HOP.fullmatch(text)
+    if match is None:
+        raise DeviceFileError(f"jump: expected one host as [USER@]HOST[:PORT], got {text!r}")
+    settings = ssh_settings(match["host"], ssh_config)
+    if settings.jump is not None:
+        raise DeviceFileError(
+            f"jump {match['host']}: expected one that is reached directly, it has a ProxyJump {settings.jump} itself"
+        )
+    user = match["user"] or settings.user or getpass.getuser()
+    port = int(match["port"]) if match["port"] else settings.port or 22
+    return Jump(settings.host, port, user, _NO_KEY, settings.identity or identity)
+
+
+def _known(path: Path) -> Device | None:
+    # It is about to be replaced, perhaps because it is damaged.
+    with suppress(DeviceFileError):
+        return load_device(path) if path.exists() else None
+    return None
+
+
+def _offer(
+    name: str, end: Device | Jump, folder: str, known: Device | Jump | None, jump: Jump | None
+) -> Offer:
+    offered = offered_key(end.host, end.port, jump)
+    kind = re.search("ed25519|ecdsa|rsa", offered.kind)
+    command = f"ssh-keygen -lf {folder}/ssh_host_{kind[0] if kind else 'ed25519'}_key.pub"
+    option = "--jump-host-key" if isinstance(end, Jump) else "--host-key"
+    pinned = known.host_key or None if known is not None else None
+    return Offer(name, f"{end.host}:{end.port}", option, offered.kind, offered.fingerprint, pinned, command)
 
 
 def _agreed(offer: Offer, expected: str | None, confirm: Confirm) -> str:
     """How the offered key was found to be right, in words for the file. Raises HostKeyError for any other key."""
-    where = f"device {offer.device.name!r} ({offer.device.host}:{offer.device.port})"
+    where = f"device {offer.name!r} ({offer.where})"
     if expected is None:
         if confirm(offer):
             return f"confirmed by {getpass.getuser()}"
@@ -195,9 +238,9 @@ def _agreed(offer: Offer, expected: str | None, confirm: Confirm) -> str:
     if expected != offer.fingerprint:
         raise HostKeyError(
             f"{where}: expected host key {expected}, got {offer.kind} {offer.fingerprint}; nothing was sent or "
-            f"written. Read the right one on the device itself: {offer.command}"
+            f"written. Read the right one there, not over this link: {offer.command}"
         )
-    return "as given with --host-key"
+    return f"as given with {offer.option}"
 
 
 def _require_own_root(facts: DeviceFacts, device: Device) -> None:

@@ -17,7 +17,8 @@ import paramiko
 
 from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.ssh_login import CONNECT_TIMEOUT_S, Link, login
+from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink
+from toggle_edge.fleet.ssh_login import login
 from toggle_edge.fleet.transport import (
     MAX_STDERR_BYTES,
     Completed,
@@ -48,7 +49,7 @@ def connect(device: Device, silence_s: float = SILENCE_S) -> Transport:
 class SshTransport:
     """One authenticated connection. After TransportLostError it is closed; connect again."""
 
-    def __init__(self, client: paramiko.Transport, link: Link, where: str, silence_s: float) -> None:
+    def __init__(self, client: paramiko.Transport, link: AnyLink, where: str, silence_s: float) -> None:
         self._client = client
         self._link = link
         self._where = where

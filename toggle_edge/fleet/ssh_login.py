@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +10,8 @@ from pathlib import Path
 import paramiko
 
 from toggle_edge.errors import HostKeyError, TransportError, TransportLostError
-from toggle_edge.fleet.device import Device
-
-CONNECT_TIMEOUT_S = 15.0
+from toggle_edge.fleet.device import Device, Jump
+from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink, Link, Tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +22,14 @@ class OfferedKey:
     fingerprint: str
 
 
-def offered_key(host: str, port: int) -> OfferedKey:
-    """Exchange keys with the sshd there, and go away before anybody is authenticated.
+def offered_key(host: str, port: int, jump: Jump | None = None) -> OfferedKey:
+    """Exchange keys with the sshd there, and go away before anybody is authenticated (but for `jump`, if it is through
+    one: that is logged in to).
 
     Raises TransportLostError when nobody answers, or not in SSH.
     """
     where = f"{host}:{port}"
-    client = _negotiated(where, _opened(where, host, port))
+    client = _negotiated(where, _opened(where, host, port, jump))
     try:
         key = client.get_remote_server_key()
         return OfferedKey(key.get_name(), key.fingerprint)
@@ -39,23 +37,28 @@ def offered_key(host: str, port: int) -> OfferedKey:
         client.close()
 
 
-def login(device: Device, where: str) -> tuple[paramiko.Transport, Link]:
-    """An authenticated connection to a device, and the socket below it. `where` begins every error message.
+def login(device: Device, where: str) -> tuple[paramiko.Transport, AnyLink]:
+    """An authenticated connection to a device, and what it runs over. `where` begins every error message.
 
-    Raises HostKeyError for another host key, TransportError when refused, TransportLostError when unreachable.
+    Raises HostKeyError for another host key, TransportError when refused, TransportLostError when unreachable; all of
+    them for the host in between too.
     """
-    with _client_keys(device, where) as keys:
-        link = _opened(where, device.host, device.port)
+    return _logged_in(device, where, device.jump)
+
+
+def _logged_in(end: Device | Jump, where: str, jump: Jump | None) -> tuple[paramiko.Transport, AnyLink]:
+    with _client_keys(end, where) as keys:
+        link = _opened(where, end.host, end.port, jump)
         client = _negotiated(where, link)
         try:
             key = client.get_remote_server_key()
-            if key.fingerprint != device.host_key:
+            if key.fingerprint != end.host_key:
                 raise HostKeyError(
-                    f"{where}: expected host key {device.host_key}, got {key.get_name()} {key.fingerprint}; "
+                    f"{where}: expected host key {end.host_key}, got {key.get_name()} {key.fingerprint}; "
                     "nothing was sent. If the device was set up anew, check the fingerprint on the device itself "
                     "and put it into its device file"
                 )
-            _authenticate(client, device, keys, where)
+            _authenticate(client, end, keys, where)
         except BaseException:
             client.close()
             raise
@@ -70,52 +73,46 @@ def private_key(path: Path) -> paramiko.PKey:
         raise ValueError(f"identity {path}: expected a private key without passphrase: {exc}") from exc
 
 
-class Link(socket.socket):
-    """A TCP socket that knows when it last heard from the other side."""
-
-    heard = 0.0
-
-    @classmethod
-    def open(cls, host: str, port: int) -> Link:
-        plain = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
-        link = cls(plain.family, plain.type, plain.proto, plain.detach())
-        link.settimeout(CONNECT_TIMEOUT_S)
-        return link
-
-    def recv(self, *args: int) -> bytes:
-        data = super().recv(*args)
-        if data:
-            self.heard = time.monotonic()
-        return data
-
-
-def _opened(where: str, host: str, port: int) -> Link:
+def _opened(where: str, host: str, port: int, jump: Jump | None) -> AnyLink:
+    if jump is None:
+        try:
+            return Link.open(host, port)
+        except OSError as exc:
+            raise TransportLostError(
+                f"{where}: cannot connect: {exc}; is it on, and is sshd running?"
+            ) from exc
+    through = f"{where}, through {jump.user}@{jump.host}:{jump.port}"
+    outer, _ = _logged_in(jump, through, None)
     try:
-        return Link.open(host, port)
-    except OSError as exc:
-        raise TransportLostError(f"{where}: cannot connect: {exc}; is it on, and is sshd running?") from exc
+        return Tunnel.open(outer, host, port)
+    except (paramiko.SSHException, EOFError, OSError) as exc:
+        outer.close()
+        raise TransportLostError(
+            f"{through}: cannot connect from there: {exc or type(exc).__name__}; is the device on, and does that host "
+            "allow TCP forwarding?"
+        ) from exc
 
 
-def _negotiated(where: str, link: Link) -> paramiko.Transport:
+def _negotiated(where: str, link: AnyLink) -> paramiko.Transport:
     client = paramiko.Transport(link)
     client.banner_timeout = client.auth_timeout = CONNECT_TIMEOUT_S
     try:
         client.start_client(timeout=CONNECT_TIMEOUT_S)
-    except (paramiko.SSHException, EOFError, OSError) as exc:
+    except BaseException as exc:
         client.close()
-        raise _lost(where, exc) from exc
-    except BaseException:
-        client.close()
+        link.close()  # which paramiko leaves open before keys are exchanged
+        if isinstance(exc, (paramiko.SSHException, EOFError, OSError)):
+            raise _lost(where, exc) from exc
         raise
     return client
 
 
 @contextmanager
-def _client_keys(device: Device, where: str) -> Iterator[Sequence[paramiko.PKey]]:
+def _client_keys(end: Device | Jump, where: str) -> Iterator[Sequence[paramiko.PKey]]:
     """The key file's key, or without one all that the SSH agent holds; the agent signs until the block ends."""
-    if device.identity:
+    if end.identity:
         try:
-            key = private_key(Path(device.identity))
+            key = private_key(Path(end.identity))
         except ValueError as exc:
             raise TransportError(f"{where}: {exc}") from exc
         yield [key]
@@ -134,12 +131,12 @@ def _client_keys(device: Device, where: str) -> Iterator[Sequence[paramiko.PKey]
 
 
 def _authenticate(
-    client: paramiko.Transport, device: Device, keys: Sequence[paramiko.PKey], where: str
+    client: paramiko.Transport, end: Device | Jump, keys: Sequence[paramiko.PKey], where: str
 ) -> None:
-    named = f"the key {device.identity}" if device.identity else f"all {len(keys)} keys of the SSH agent"
+    named = f"the key {end.identity}" if end.identity else f"all {len(keys)} keys of the SSH agent"
     for tried, key in enumerate(keys, 1):
         try:
-            client.auth_publickey(device.user, key)
+            client.auth_publickey(end.user, key)
             return
         except (paramiko.SSHException, EOFError, OSError) as exc:
             if tried > 1 and not client.is_active():

@@ -1,0 +1,70 @@
+"""What an SSH connection runs over: a TCP socket, or a channel through a host in between.
+
+Both know when they last heard from the other side, which is how a dead link is told from a slow command.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import paramiko
+
+CONNECT_TIMEOUT_S = 15.0
+
+
+class Link(socket.socket):
+    """A TCP socket."""
+
+    heard = 0.0
+
+    @classmethod
+    def open(cls, host: str, port: int) -> Link:
+        """Raises OSError where nobody listens."""
+        plain = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        link = cls(plain.family, plain.type, plain.proto, plain.detach())
+        link.settimeout(CONNECT_TIMEOUT_S)
+        return link
+
+    def recv(self, *args: int) -> bytes:
+        data = super().recv(*args)
+        if data:
+            self.heard = time.monotonic()
+        return data
+
+
+class Tunnel:
+    """A channel of `outer`, an authenticated connection to a host in between, which ends with it: as much of a socket
+    as paramiko needs."""
+
+    def __init__(self, outer: paramiko.Transport, channel: paramiko.Channel) -> None:
+        self.heard = 0.0
+        self._closed = False  # paramiko looks at this name
+        self._outer = outer
+        self._channel = channel
+
+    @classmethod
+    def open(cls, outer: paramiko.Transport, host: str, port: int) -> Tunnel:
+        """Raises paramiko's SSHException, EOFError or OSError where the host in between cannot or may not connect."""
+        origin = ("127.0.0.1", 0)
+        return cls(outer, outer.open_channel("direct-tcpip", (host, port), origin, timeout=CONNECT_TIMEOUT_S))
+
+    def send(self, data: bytes) -> int:
+        sent: int = self._channel.send(data)
+        return sent
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._channel.recv(size)
+        if data:
+            self.heard = time.monotonic()
+        return data
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._channel.settimeout(seconds)
+
+    def close(self) -> None:
+        self._closed = True
+        self._outer.close()  # and its channels with it: closing one by itself would send, and may find nobody there
+
+
+AnyLink = Link | Tunnel
