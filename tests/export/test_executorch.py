@@ -354,7 +354,7 @@ def test_an_overlay_that_cannot_be_fetched_says_what_to_do(offline: Path) -> Non
 
 
 def test_a_runner_needs_a_compiler(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toggle_edge.export.executorch.runner.sdk", lambda machine: offline)
+    monkeypatch.setitem(runner.__globals__, "sdk", lambda machine: offline)
     monkeypatch.setenv("PATH", str(offline))
     with pytest.raises(
         ExportError, match=r"expected a C\+\+ compiler for aarch64 \(aarch64-linux-gnu-g\+\+\)"
