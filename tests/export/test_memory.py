@@ -34,7 +34,8 @@ import torch
 torch.set_num_threads(1)
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
-from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export import build_skeleton
+from toggle_edge.export.onnx import export_onnx
 from toggle_edge.model import checkpoint
 from toggle_edge.model.load import load_model
 from toggle_edge.model.pages import Pages
@@ -54,7 +55,7 @@ for index, folder in enumerate(sys.argv[2:]):
     config = Config.uniform(tuple(layer.name for layer in model.layers), Format.parse("fp16"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = now("RssAnon:") + now("RssFile:")
-    exporter_for("onnx-cpu").export(skeleton, bank.compressed(config), Path(sys.argv[1]) / str(index))
+    export_onnx(skeleton, bank.compressed(config), Path(sys.argv[1]) / str(index))
     grown.append(now("VmHWM:") - before)
 print(json.dumps(grown))
 """

@@ -17,7 +17,8 @@ from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import ConfigError, ExportError, ParityError
 from toggle_edge.export import EXPORTERS, exporter_for
 from toggle_edge.export.graphs import build_skeleton
-from toggle_edge.export.onnx import export_onnx, weight_path
+from toggle_edge.export.onnx import export_onnx
+from toggle_edge.export.packing import weight_path
 from toggle_edge.export.parity import TOLERANCE, check_parity
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.layers import EMBEDDING

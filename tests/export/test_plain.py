@@ -20,7 +20,8 @@ from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.errors import ConfigError
 from toggle_edge.export import Skeleton, build_skeleton, narrowed, narrowed_shape
-from toggle_edge.export.onnx import KERNELS, export_onnx, predicted_bytes
+from toggle_edge.export.kernels import KERNELS
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
 from toggle_edge.export.parity import TOLERANCE, check_parity
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.structure import Structure

@@ -12,10 +12,10 @@ from toggle_runtime.blobs import blob_of
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.cost import predicted_cost
-from toggle_edge.export import Skeleton, build_skeleton, exporter_for
+from toggle_edge.export import Skeleton, build_skeleton
 from toggle_edge.export.artifact import Artifact
-from toggle_edge.export.onnx import weight_path
-from toggle_edge.export.packing import container
+from toggle_edge.export.onnx import export_onnx, predicted_bytes
+from toggle_edge.export.packing import container, weight_path
 from toggle_edge.export.parity import TOLERANCE, check_parity
 from toggle_edge.model.load import LanguageModel, load_model
 from toggle_edge.targets import TARGETS
@@ -40,9 +40,8 @@ def test_a_story_model_weighs_what_was_predicted_and_computes_what_was_searched(
         known = [Format.parse(text) for text in MENU]
         known = [fmt for fmt in known if fmt in TARGETS[target].matrices]
         config = Config.of({layer.name: chooser.choice(known) for layer in model.layers})
-        exporter = exporter_for(target)
-        artifact = exporter.export(skeleton, bank.compressed(config), tmp_path / target)
-        predicted = exporter.predicted_bytes(skeleton, model.layers, config)
+        artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / target, target=target)
+        predicted = predicted_bytes(skeleton, model.layers, config, target=target)
         assert predicted == artifact.artifact_bytes
         layers = sum(container(config[each.name], each.rows, each.columns).total for each in model.layers)
         proxy = predicted_cost(model.layers, config, model.kept_parameters).proxy_bytes
@@ -81,7 +80,7 @@ def test_candidates_that_differ_in_two_of_thirty_layers_share_nine_tenths(
     bank, first = LayerBank(thirty), dict.fromkeys((each.name for each in thirty.layers), Format(4, 32))
     second = first | {f"transformer.h.{block}.attn.c_proj": Format(8, 64) for block in (2, 5)}
     one, other = (
-        exporter_for("onnx-cpu").export(wide, bank.compressed(Config.of(formats)), tmp_path / name)
+        export_onnx(wide, bank.compressed(Config.of(formats)), tmp_path / name)
         for name, formats in (("one", first), ("other", second))
     )
     changed = {
@@ -98,7 +97,7 @@ def test_a_container_says_where_each_byte_of_a_file_goes(
 ) -> None:
     fmt = Format.parse(text)
     config = Config.of(dict.fromkeys((layer.name for layer in thirty.layers), fmt))
-    artifact = exporter_for("onnx-cpu").export(wide, LayerBank(thirty).compressed(config), tmp_path)
+    artifact = export_onnx(wide, LayerBank(thirty).compressed(config), tmp_path)
     for layer in thirty.layers:
         found = container(fmt, layer.rows, layer.columns)
         assert found.total == artifact.files[weight_path(layer.name)]

@@ -13,8 +13,9 @@ from toggle_edge.errors import ConfigError
 from toggle_edge.export.artifact import Artifact
 from toggle_edge.export.executorch import exporting as executorch
 from toggle_edge.export.graphs import WHOLE_ONLY, build_skeleton, why_not
+from toggle_edge.export.kernels import KERNELS
 from toggle_edge.export.narrowing import narrowed, narrowed_shape, narrows
-from toggle_edge.export.onnx import KERNELS, predicted_bytes
+from toggle_edge.export.onnx import predicted_bytes
 from toggle_edge.export.request import Made, Request
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.export.whole import export_graph

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from toggle_edge.errors import ExportError
-from toggle_edge.export.plain import EVERYWHERE
+from toggle_edge.export.attention import EVERYWHERE
 
 LOGITS = "logits"
 

@@ -34,6 +34,11 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return codes
 
 
+def weight_path(layer: str) -> str:
+    """Where a layer's file lies in the artifact."""
+    return f"weights/{layer}.bin"
+
+
 @dataclass(frozen=True, slots=True)
 class Container:
     """What a layer takes in its file, in bytes: its weights at the format's bits, and what the container adds to them.

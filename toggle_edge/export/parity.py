@@ -16,8 +16,9 @@ from toggle_runtime.records import ModelShape
 
 from toggle_edge.errors import ExportError, ParityError
 from toggle_edge.export.artifact import Artifact
-from toggle_edge.export.onnx import GRAPH, KERNELS
-from toggle_edge.export.plain import move_windows
+from toggle_edge.export.attention import move_windows
+from toggle_edge.export.kernels import KERNELS
+from toggle_edge.export.onnx import GRAPH
 from toggle_edge.model.placement import device_of
 
 

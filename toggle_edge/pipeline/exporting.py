@@ -12,7 +12,7 @@ from toggle_edge.cache import cache_folder
 from toggle_edge.config import Config
 from toggle_edge.errors import ConfigError, InputError, StudyError
 from toggle_edge.export import exporter_for
-from toggle_edge.export.onnx import KERNELS
+from toggle_edge.export.kernels import KERNELS
 from toggle_edge.export.packing import container
 from toggle_edge.model.load import require_whole
 from toggle_edge.pipeline.checking import known_mode

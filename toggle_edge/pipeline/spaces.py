@@ -46,7 +46,7 @@ def require_bounds(profile: Profile, target: str) -> None:
     if bounds.structure and target not in EXPORTERS:
         raise ConfigError(
             f"{profile.path}: search.structure: nothing that loses part of its structure can be exported for {target}; "
-            f"remove the key, or search on {' or '.join(EXPORTERS)}"
+            f"remove the key, or search on one of {', '.join(EXPORTERS)}"
         )
 
 
