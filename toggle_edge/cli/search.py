@@ -145,7 +145,9 @@ def export(
     trial: Annotated[
         int | None, typer.Option("--trial", min=0, help="Export this trial of the study.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="What it must run on: onnx-cpu.")] = TARGETS[0],
+    target: Annotated[
+        str, typer.Option("--target", help="What it must run on: onnx-cpu or executorch-xnnpack.")
+    ] = TARGETS[0],
     profile: Profile = "default",
     probes: Probes = None,
     store: Store = DEFAULT_STORE,
