@@ -20,7 +20,7 @@ from toggle_edge.cli.output import (
 
 # As the store has it, whose import costs too much for --help.
 DEFAULT_STORE = "sqlite:///toggle-edge.db"
-TARGETS = ("onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19")
+TARGETS = ("onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19", "onnx-cuda", "executorch-xnnpack")
 
 
 def register(app: typer.Typer) -> None:
