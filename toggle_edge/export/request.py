@@ -41,12 +41,14 @@ class Made:
     with logits for the device to reproduce.
 
     Where the target quantises activations, parity is to a reference that does so too, and `activations` is the
-    difference of that reference to the searched weights; else it is None. `predicted_bytes` is what the artifact's size
-    was known to be before it was written, None where the target's tools decide it.
+    difference of that reference to the searched weights; else it is None. Where rounding of activations hides parity,
+    `exact_share` of short texts show it, else it is None. `predicted_bytes` is what the artifact's size was known to be
+    before it was written, None where the target's tools decide it.
     """
 
     artifact: Artifact
     parity: float
     canary: Path
     activations: float | None = None
+    exact_share: float | None = None
     predicted_bytes: int | None = None

@@ -143,6 +143,7 @@ def _written(
         _stored(prepared, config),
         options.unpacked,
         exported.activations,
+        exported.exact_share,
     )
 
 

@@ -41,13 +41,15 @@ TOKENIZER_FILES = (
 @dataclass(frozen=True)
 class Exported:
     """A config as a bundle on the host, the largest logit difference of its parity, and what its artifact was predicted
-    to weigh in bytes, None where it is not predicted. `activations` as of `Made`."""
+    to weigh in bytes, None where it is not predicted. `activations` and `exact_share` as of
+    `Made`."""
 
     config: Config
     bundle: Bundle
     parity: float
     predicted_bytes: int | None
     activations: float | None = None
+    exact_share: float | None = None
 
 
 class _Reported(Mapping[str, CompressedLayer]):
@@ -149,4 +151,4 @@ def export(
             shutil.rmtree(folder)
         built.folder.rename(folder)
     bundle = dataclasses.replace(built, folder=folder)
-    return Exported(config, bundle, made.parity, made.predicted_bytes, made.activations)
+    return Exported(config, bundle, made.parity, made.predicted_bytes, made.activations, made.exact_share)

@@ -43,6 +43,7 @@ class ExportResult:
     layers: tuple[StoredLayer, ...] = ()
     unpacked: Path | None = None
     activations: float | None = None
+    exact_share: float | None = None
 
 
 def export_json(result: ExportResult) -> dict[str, object]:
@@ -64,6 +65,7 @@ def export_json(result: ExportResult) -> dict[str, object]:
         "parity": {
             "max_abs_logit_difference": result.parity,
             "max_abs_logit_difference_by_activations": result.activations,
+            "exact_share_of_short_texts": result.exact_share,
         },
         "layers": [
             {
@@ -110,15 +112,18 @@ def print_export(result: ExportResult, console: Console) -> None:
     if result.activations is None:
         print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
     else:
+        share = result.exact_share
+        exact = "" if share is None else f" (rounding; {share:.0%} of short texts are exact)"
         print_entry(
             console,
             "parity",
-            f"logits within {result.parity:.1e} of torchao's on the same codes; int8 activations move them by up to "
-            f"{result.activations:.2g} from the searched weights",
+            f"logits within {result.parity:.1e} of torchao's on the same codes{exact}; narrow activations move them by "
+            f"up to {result.activations:.2g} from the searched weights",
         )
     if result.unpacked is not None:
         print_entry(console, "unpacked", f"{result.unpacked}, as onnxruntime and onnxruntime-genai open it")
-    print_entry(console, "next", f"toggle-edge validate --device DEVICE --bundle {bundle.folder}")
+    if result.activations is None:
+        print_entry(console, "next", f"toggle-edge validate --device DEVICE --bundle {bundle.folder}")
 
 
 def _containers(result: ExportResult) -> Table:

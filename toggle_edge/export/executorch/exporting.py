@@ -112,6 +112,7 @@ def export(begun: None, request: Request, folder: Path) -> Made:
         result.parity,
         folder.with_suffix(".npz"),
         activations=result.activations,
+        exact_share=result.exact_share,
     )
 
 
