@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_models import GENAI, SHAPE, export_formats, save_llama, write_gguf
+from decode_models import GENAI_FILE, SHAPE, export_formats, save_llama, write_gguf
 from toggle_runtime.records import ModelShape, from_json
 
 FORMATS = ("int8-g32", "int8-g128", "int4-g32", "int4-g128")
@@ -52,7 +52,7 @@ def genai(folder: Path) -> dict[str, Any]:
     """The same folder in onnxruntime-genai's own loop."""
     import onnxruntime_genai as og
 
-    vocabulary = json.loads((folder / GENAI).read_text(encoding="utf-8"))["model"]["vocab_size"]
+    vocabulary = json.loads((folder / GENAI_FILE).read_text(encoding="utf-8"))["model"]["vocab_size"]
     model = og.Model(str(folder))
 
     def generation(prompt: Sequence[int], tokens: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
-from toggle_edge.export import build_skeleton, exporter_for
+from toggle_edge.export import build_skeleton
+from toggle_edge.export.genai import GENAI_FILE
+from toggle_edge.export.onnx import export_onnx
 from toggle_edge.model.load import load_model
 
 ROOT = Path(__file__).parents[1]
-SHAPE, GENAI = "shape.json", "genai_config.json"
+SHAPE = "shape.json"
 
 
 def save_llama(folder: Path) -> Path:
@@ -50,17 +51,16 @@ def export_formats(source: Path, formats: tuple[str, ...], folder: Path) -> dict
     model = load_model(source)
     skeleton = build_skeleton(model, folder / "skeletons")
     bank = LayerBank(model)
-    known = json.loads(next((folder / "skeletons").glob(f"*/{GENAI}")).read_text(encoding="utf-8"))
-    known["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 1
-    known["search"]["past_present_share_buffer"] = True
     found = {}
     for name in formats:
         config = Config.uniform([layer.name for layer in model.layers], Format.parse(name))
         found[name] = folder / name
-        exporter_for("onnx-cpu").export(skeleton, bank.compressed(config), found[name])
+        export_onnx(skeleton, bank.compressed(config), found[name])
         (found[name] / SHAPE).write_text(to_json(model.shape), encoding="utf-8")
-        (found[name] / GENAI).write_text(json.dumps(known), encoding="utf-8")
-    shutil.rmtree(folder / "skeletons")
+        # One thread, as everybody here; else onnxruntime-genai takes what it wants.
+        known = json.loads((found[name] / GENAI_FILE).read_text(encoding="utf-8"))
+        known["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 1
+        (found[name] / GENAI_FILE).write_text(json.dumps(known), encoding="utf-8")
     return found
 
 
