@@ -269,7 +269,10 @@ class TestStudy:
             ([], "got none of them"),
             (["--mode", "optimal", "--trial", "3"], "got --mode and --trial"),
             (["--trial", "-1"], "--trial"),
-            (["--config", "int4-g32", "--target", "onnx-gpu"], "expected one of ['executorch-xnnpack', 'onnx-cpu', "),
+            (
+                ["--config", "int4-g32", "--target", "onnx-gpu"],
+                "expected one of ['executorch-xnnpack', 'onnx-cpu', ",
+            ),
         ],
     )
     def test_what_to_export_must_be_said_once(
