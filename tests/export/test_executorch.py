@@ -220,7 +220,7 @@ def test_a_candidate_that_is_not_what_was_searched_is_refused(
     other: Any = type("Damaged", (torch.nn.Module,), {"forward": staticmethod(damaged)})()
     other.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(ParityError, match=r"expected values within 0\.0001 of the model's"):
-        exporting.export(None, dataclasses.replace(request, candidate=other), tmp_path / "artifact")
+        exporting.export(None, dataclasses.replace(request, assemble=lambda: other), tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
