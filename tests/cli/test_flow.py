@@ -275,4 +275,4 @@ def test_in_the_papers_world_its_table_is_printed_and_a_row_can_be_replayed(fold
     assert again["avgpp"] == pytest.approx(chosen["avgpp"], abs=1e-6)
     refused = run(folder, "export", "paper", "--mode", "relaxed", "-o", "paper-bundle")
     assert refused.returncode == 2
-    assert "expected one of ['onnx-cpu'], got 'paper'" in refused.stderr
+    assert "'onnx-cuda'], got 'paper'" in refused.stderr
