@@ -34,18 +34,26 @@ def prompt_of(tokens: int, vocabulary: int) -> list[int]:
     return np.random.default_rng(0).integers(3, vocabulary, size=tokens).tolist()
 
 
+def timed(generation: Callable[[Sequence[int], int], list[int]], vocabulary: int) -> dict[str, Any]:
+    """What every engine is asked for: a warm-up, generations, prefills. `generation` gives nanoseconds by token."""
+    prompt, long = prompt_of(PROMPT, vocabulary), prompt_of(PREFILL, vocabulary)
+    generation(prompt, 8)
+    decode = [each for _ in range(REPEATS) for each in generation(prompt, TOKENS)[1:]]
+    return {"decode_ns": decode, "prefill_ns": [generation(long, 1)[0] for _ in range(REPEATS)]}
+
+
 def ours(folder: Path) -> dict[str, Any]:
     """The worker's own backend."""
     from toggle_runtime.backends import onnx
 
     shape = from_json(ModelShape, (folder / SHAPE).read_text(encoding="utf-8"))
     model = onnx.open_model(folder, shape, onnx.GRAPH, 1)
-    prompt = prompt_of(PROMPT, shape.vocabulary)
-    onnx.generate(model, prompt, 8)
-    decode = [each for _ in range(REPEATS) for each in onnx.generate(model, prompt, TOKENS).token_ns]
-    long = prompt_of(PREFILL, shape.vocabulary)
-    prefill = [onnx.generate(model, long, 1).first_token_ns for _ in range(REPEATS)]
-    return {"decode_ns": decode, "prefill_ns": prefill}
+
+    def generation(prompt: Sequence[int], tokens: int) -> list[int]:
+        made = onnx.generate(model, prompt, tokens)
+        return [made.first_token_ns, *made.token_ns]
+
+    return timed(generation, shape.vocabulary)
 
 
 def genai(folder: Path) -> dict[str, Any]:
@@ -66,11 +74,7 @@ def genai(folder: Path) -> dict[str, Any]:
             stamps.append(time.perf_counter_ns())
         return [later - earlier for earlier, later in pairwise(stamps)]
 
-    prompt = prompt_of(PROMPT, vocabulary)
-    generation(prompt, 8)
-    decode = [each for _ in range(REPEATS) for each in generation(prompt, TOKENS)[1:]]
-    long = prompt_of(PREFILL, vocabulary)
-    return {"decode_ns": decode, "prefill_ns": [generation(long, 1)[0] for _ in range(REPEATS)]}
+    return timed(generation, vocabulary)
 
 
 def llama_cpp(path: Path) -> dict[str, Any]:
@@ -101,11 +105,7 @@ def llama_cpp(path: Path) -> dict[str, Any]:
             stamps.append(time.perf_counter_ns())
         return [later - earlier for earlier, later in pairwise(stamps)]
 
-    prompt = prompt_of(PROMPT, vocabulary)
-    generation(prompt, 8)
-    decode = [each for _ in range(REPEATS) for each in generation(prompt, TOKENS)[1:]]
-    long = prompt_of(PREFILL, vocabulary)
-    return {"decode_ns": decode, "prefill_ns": [generation(long, 1)[0] for _ in range(REPEATS)]}
+    return timed(generation, vocabulary)
 
 
 ENGINES: Mapping[str, Callable[[Path], dict[str, Any]]] = {

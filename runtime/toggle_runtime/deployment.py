@@ -41,6 +41,8 @@ class Deployed:
 
     def __post_init__(self) -> None:
         Blob(self.bundle, 0)  # it becomes a path
+        if self.threads < 1:
+            raise RecordError(f"deployment: threads: expected at least 1, got {self.threads}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from toggle_runtime.backends import onnx as backend
 
+from toggle_edge.cli import search
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import FP16, Config, Format
 from toggle_edge.errors import ConfigError, ExportError, ParityError
@@ -256,7 +257,7 @@ def test_a_failing_builder_leaves_nothing_and_says_why(tiny: LanguageModel, tmp_
 
 
 def test_targets_are_found_by_name() -> None:
-    assert set(EXPORTERS) == set(TARGETS) - {"paper"}
+    assert set(EXPORTERS) == set(TARGETS) - {"paper"} == set(search.TARGETS), "as --help lists them"
     with pytest.raises(ConfigError, match="expected one of"):
         exporter_for("onnx-tpu")
 

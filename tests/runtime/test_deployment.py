@@ -295,6 +295,7 @@ class TestFailing:
             {"environment": "../x"},
             {"run_id": "a/b"},
             {"threads": "1"},
+            {"threads": 0},
             {"bundle": "0" * 64},
         ],
     )
@@ -328,6 +329,24 @@ class TestTalking:
             assert said.tokens == heard == [5, 5, 5, 5]
             assert said.bundle == bundles[0].digest
         assert foreign(Path(device.root)) == [], "device remove takes all of it away"
+
+    @pytest.mark.parametrize("tokens", ["[-5] * 4", "[5] * 5", "[]", "[2**40] * 4", "[5] * 3"])
+    def test_tokens_that_were_not_asked_for_are_refused(
+        self,
+        deploy: Callable[[Bundle], Deployment],
+        device: Device,
+        bundles: list[Bundle],
+        set_worker: Callable[[str], None],
+        tokens: str,
+    ) -> None:
+        deploy(bundles[0])
+        talked = '"tokens": [5] * int(request.get("tokens", 0))'
+        assert talked in HONEST
+        set_worker(HONEST.replace(talked, f'"tokens": {tokens}'))
+        heard: list[int] = []
+        with pytest.raises(AgentError, match="expected 1 to 4 tokens and a time for each"):
+            talk(device, [1, 2], 4, [], heard.append)
+        assert heard == []
 
     def test_nothing_answers_where_nothing_is_deployed(
         self, device: Device, set_worker: Callable[[str], None], tmp_path: Path

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli.device import DeviceOption
-from toggle_edge.cli.output import AsJson, ModeOption, Store, run
+from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, Store, run
 from toggle_edge.cli.search import DEFAULT_STORE
 
 
@@ -31,13 +31,8 @@ def deploy(
     bundles: Annotated[
         Path, typer.Option("--bundles", help="Folder for what is exported from a study.")
     ] = Path("toggle-edge-bundles"),
-    allow_unsigned: Annotated[
-        bool,
-        typer.Option("--allow-unsigned", help="Take a bundle without a signature, and tell the device to."),
-    ] = False,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the runs' records and traces.")
-    ] = Path("toggle-edge-runs"),
+    allow_unsigned: AllowUnsigned = False,
+    output: RunsFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle, validate it on the device, and switch it in if it passes; else nothing is switched."""
@@ -84,7 +79,8 @@ def talk(
 
     def on_text(text: str) -> None:
         if not as_json:
-            typer.echo(text, nl=False)
+            # The device chose the tokens; none of them may command the terminal.
+            typer.echo("".join(c for c in text if c.isprintable() or c in "\n\t"), nl=False)
 
     run(
         lambda report: run_talk(options, report, on_text),

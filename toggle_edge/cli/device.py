@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli import registry
-from toggle_edge.cli.output import AsJson, ModeOption, run
+from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
@@ -31,13 +31,8 @@ def validate(
     device: DeviceOption,
     bundle: Annotated[Path, typer.Option("--bundle", help="A bundle's folder, as export writes it.")],
     mode: ModeOption = None,
-    allow_unsigned: Annotated[
-        bool,
-        typer.Option("--allow-unsigned", help="Take a bundle without a signature, and tell the device to."),
-    ] = False,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the runs' records and traces.")
-    ] = Path("toggle-edge-runs"),
+    allow_unsigned: AllowUnsigned = False,
+    output: RunsFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -52,6 +53,11 @@ PrunerOption = Annotated[
 ModeOption = Annotated[
     str | None, typer.Option("--mode", help="strict, optimal or relaxed. Default: the profile's or bundle's.")
 ]
+AllowUnsigned = Annotated[
+    bool, typer.Option("--allow-unsigned", help="Take a bundle without a signature, and tell the device to.")
+]
+RunsFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs' records and traces.")]
+RUNS = Path("toggle-edge-runs")
 
 
 def run(

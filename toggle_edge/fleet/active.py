@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from toggle_runtime.deployment import Deployment, TalkResult
 from toggle_runtime.records import Manifest, RecordError, from_data, from_json
@@ -105,7 +106,7 @@ def talk(
         nonlocal told
         token = event.get("token")
         # Events may be dropped on a slow link; the result has them all.
-        if event.get("step") == "token" and event.get("at") == told and isinstance(token, int):
+        if event.get("step") == "token" and event.get("at") == told and told < tokens and _is_token(token):
             told += 1
             on_token(token)
 
@@ -120,9 +121,19 @@ def talk(
         result, bundle = from_data(TalkResult, data), str(event.get("bundle"))
     except RecordError as exc:
         raise AgentError(f"device {device.name!r}: talk: {exc}") from exc
+    found = len(result.tokens)
+    if not (0 < found <= tokens and found == len(result.token_ns) and all(map(_is_token, result.tokens))):
+        raise AgentError(
+            f"device {device.name!r}: talk: expected 1 to {tokens} tokens and a time for each, got {found} and "
+            f"{len(result.token_ns)}"
+        )
     for token in result.tokens[told:]:
         on_token(token)
     return Conversation(result.tokens, result.token_ns, result.stopped, bundle)
+
+
+def _is_token(token: object) -> TypeGuard[int]:
+    return type(token) is int and 0 <= token < 2**31
 
 
 def deployed_on(transport: Transport, device: Device) -> Deployment | None:

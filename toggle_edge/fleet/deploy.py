@@ -105,7 +105,7 @@ def run_bundle(
             _longest_s(plan),
         )
         result = _fetch(session.open(), device, event, run_id, folder)
-        _tidy(session.open(), device, run_id)
+        _tidy(session, device, run_id)
         return result
     finally:
         session.close()
@@ -137,12 +137,13 @@ def _fetch(transport: Transport, device: Device, event: Event, run_id: str, fold
     return RunResult(record, record_path, traces)
 
 
-def _tidy(transport: Transport, device: Device, run_id: str) -> None:
+def _tidy(session: Session, device: Device, run_id: str) -> None:
     """The run has come home, so the device may let it go, and what else it does not need beyond its quota.
 
     What fails here fails again where it matters: a run that is home must not be lost for it.
     """
     with suppress(FleetError):
+        transport = session.open()
         request(transport, device, "fetched", run_id=run_id)
         request(
             transport,

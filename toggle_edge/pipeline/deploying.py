@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def run_deploy(options: DeployOptions, report: Reporter) -> DeployResult:
         report,
     )
     if validation.outcome != PASS:
-        return DeployResult(validation, None)
+        return DeployResult(options.device, validation, None)
 
     def on_progress(event: Mapping[str, object]) -> None:
         report("deploy", 0, 1, describe(event))
@@ -67,7 +68,7 @@ def run_deploy(options: DeployOptions, report: Reporter) -> DeployResult:
         on_progress=on_progress,
     )
     report("deploy", 1, 1, "switched in")
-    return DeployResult(validation, deployment)
+    return DeployResult(options.device, validation, deployment)
 
 
 def run_rollback(name: str, report: Reporter) -> RollbackResult:
@@ -95,6 +96,8 @@ def _exported(options: DeployOptions, report: Reporter) -> Path:
         fresh = bundles / "export.partial"
         exported = run_export(ExportOptions(study.name, fresh, mode=mode, store=options.store), report)
         folder = bundles / exported.bundle.digest[:16]
-        if not folder.exists():
+        if folder.exists():
+            shutil.rmtree(fresh)
+        else:
             fresh.rename(folder)
         return folder

@@ -18,8 +18,10 @@ from toggle_edge.report.validation import ValidationResult, print_validation, va
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A validation and, where it passed, what is deployed now; None where nothing was switched."""
+    """A validation and, where it passed, what is deployed now; None where nothing was switched. `asked` is the device
+    as the command named it."""
 
+    asked: str
     validation: ValidationResult
     deployment: Deployment | None
 
@@ -98,12 +100,11 @@ def talked_json(result: TalkedResult) -> dict[str, object]:
 def print_deploy(result: DeployResult, console: Console) -> None:
     """For people: the validation, then what is active."""
     print_validation(result.validation, console)
-    name = result.validation.device.name
     if result.deployment is None:
         print_entry(console, "active", "nothing was switched: only what passes is")
         return
     _print_active(result.deployment, console)
-    print_entry(console, "next", f'toggle-edge run --device {name} "Once upon a time"')
+    print_entry(console, "next", f'toggle-edge run --device {result.asked} "Once upon a time"')
 
 
 def print_rollback(result: RollbackResult, console: Console) -> None:
