@@ -264,11 +264,13 @@ class EnergySample:
 @dataclass(frozen=True)
 class ParitySample:
     """The graph at `accuracy_level=0` against the canary: the largest absolute difference of a logit, the most
-    that is allowed, and how many logits were compared."""
+    that is allowed, and how many logits were compared. The difference is of those sequences of the canary that agree
+    best, as large a `share` of them as the canary asks for: all, unless the kernels quantise activations."""
 
     max_abs_logit_difference: float
     tolerance: float
     compared: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

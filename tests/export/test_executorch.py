@@ -188,7 +188,7 @@ def test_the_runner_refuses_what_it_cannot_do(made: dict[str, Made], tmp_path: P
         pytest.skip(why)
     folder = made["gpt2"].artifact.folder
     for request, said in (
-        ("dance 1", "expected generate, logits or signals"),
+        ("dance 1", "expected generate, stream, logits or signals"),
         ("generate 0 1", "whole number from 1"),
         ("generate 4", "expected token ids"),
         ("generate 4 1 x", "got 'x'"),

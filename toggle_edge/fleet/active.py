@@ -55,7 +55,7 @@ def switch_in(
     """
     session = Session(device, connect)
     try:
-        identifier = prepare_environment(session.open(), device, wheels, on_progress)
+        identifier = prepare_environment(session.open(), device, wheels, on_progress, bundle.manifest.target)
         event = session.ask(
             "activate",
             {

@@ -42,13 +42,15 @@ def prepare_environment(
     device: Device,
     wheels: list[WheelFile] | None = None,
     on_progress: OnProgress = ignore_progress,
+    target: str = "onnx-cpu",
 ) -> str:
-    """Have the worker's wheels (chosen by the device's facts unless given) unpacked; return the environment's id.
+    """Have the worker's wheels (chosen by `target` and the device's facts unless given) unpacked; return the
+    environment's id.
 
     They are sent only where the environment is not there yet: once it is, the device may have let its wheels go.
     """
     if wheels is None:
-        wheels = worker_wheels(facts_of(transport, device))
+        wheels = worker_wheels(facts_of(transport, device), target=target)
     identifier = environment_id(wheels)
     described = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name} for wheel in wheels]
     fields: Event = {"id": identifier, "wheels": described}
@@ -84,7 +86,7 @@ def run_bundle(
         if bundle.manifest.signature is not None:
             trust_key(session.open(), device, bundle.manifest.signature.key, bundle.signed_by or "unnamed")
         run_id = new_run_id()
-        identifier = prepare_environment(session.open(), device, wheels, on_progress)
+        identifier = prepare_environment(session.open(), device, wheels, on_progress, bundle.manifest.target)
         manifest = bundle.folder / MANIFEST
         files = {
             blob.sha256: (bundle.blob_path(blob.sha256), blob.size) for blob in bundle.manifest.files.values()
