@@ -6,13 +6,14 @@ rounding, about 2e-5; one flipped bit of a 4-bit code changes some logit by 5e-4
 flips in all layers of the demo model).
 
 Kernels that quantise activations as they come are not so exact: a value between two steps is rounded either way, and
-everything after it differs. For them a canary is many short sequences, and a `share` of these must agree.
+everything after it differs. For them a canary is many short sequences, and a `share` of these must agree. Kernels that
+multiply in float16 agree as far as that number format goes.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,12 @@ MAX_LOGITS = 1 << 20
 """Logits that a canary may hold (4 MiB): with more, each position keeps only every `stride`-th id."""
 
 
+HALF_TOLERANCE = 2.0**-8
+"""The same for float16, as a share of the largest logit: its 11 bits, rounded in some layers one after the other."""
+
+MAX_TOLERANCE = 0.25
+"""Whatever the logits are."""
+
 LEAST_SHARE = 0.25
 """The least share of its sequences that a canary may ask for."""
 
@@ -35,13 +42,31 @@ LEAST_SHARE = 0.25
 class Canary:
     """`sequences x tokens` token ids, how many of each are the prompt (the rest is decoded from the cache), and
     the logits at every position: `sequences x tokens x ids`, float32, of the ids that `ids_at` names. `share` of the
-    sequences must agree."""
+    sequences must agree; `is_half` where matrices are multiplied in float16."""
 
     tokens: NDArray[np.int64]
     prompt_tokens: int
     stride: int
     logits: NDArray[np.float32]
     share: float = 1.0
+    is_half: bool = False
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference of a logit that rounding explains."""
+        return tolerance_of(self.logits, is_half=self.is_half)
+
+
+def tolerance_of(logits: NDArray[np.float32], *, is_half: bool) -> float:
+    """The largest difference to these logits that rounding explains."""
+    if not is_half:
+        return TOLERANCE
+    return min(MAX_TOLERANCE, max(TOLERANCE, HALF_TOLERANCE * float(np.abs(logits).max())))
+
+
+def widest_tolerance(target: str, formats: Iterable[str]) -> float:
+    """The most that a parity pass of a bundle for `target` with layers in these formats may have allowed."""
+    return MAX_TOLERANCE if target == "executorch-xnnpack" and "fp16" in formats else TOLERANCE
 
 
 def stride_for(positions: int, vocabulary: int) -> int:
@@ -76,7 +101,7 @@ def compare(canary: Canary, logits: NDArray[np.float32], vocabulary: int) -> Par
         sequence = position // canary.tokens.shape[1]
         largest[sequence], compared = max(largest[sequence], float(difference.max())), compared + len(ids)
     wanted = math.ceil(canary.share * len(largest))
-    return ParitySample(float(np.sort(largest)[wanted - 1]), TOLERANCE, compared, canary.share)
+    return ParitySample(float(np.sort(largest)[wanted - 1]), canary.tolerance, compared, canary.share)
 
 
 def write_canary(path: Path, canary: Canary) -> None:
@@ -87,8 +112,9 @@ def write_canary(path: Path, canary: Canary) -> None:
         "stride": np.array(canary.stride, dtype=np.int64),
         "logits": canary.logits,
     }
-    if canary.share != 1.0:
+    if canary.share != 1.0 or canary.is_half:  # others keep the bytes that they always had
         arrays["share"] = np.array(canary.share, dtype=np.float64)
+        arrays["is_half"] = np.array(canary.is_half)
     write_npz(path, arrays)
 
 
@@ -96,7 +122,9 @@ def read_canary(path: Path, vocabulary: int) -> Canary:
     """Read what `write_canary` wrote for a model of that vocabulary. Raises SignalsError on anything that does
     not fit: a canary that compares little would let everything pass."""
     arrays = read_npz(path)
-    share = arrays.pop("share", np.array(1.0))
+    share, is_half = arrays.pop("share", np.array(1.0)), arrays.pop("is_half", np.array(False))
+    if is_half.ndim != 0 or is_half.dtype != np.bool_:
+        raise SignalsError(f"{path.name}: expected is_half to be a truth value")
     if share.ndim != 0 or share.dtype != np.float64 or not LEAST_SHARE <= float(share) <= 1.0:
         raise SignalsError(f"{path.name}: expected a share of {LEAST_SHARE} to 1, got {share!r:.60}")
     if set(arrays) != {"tokens", "prompt_tokens", "stride", "logits"}:
@@ -116,7 +144,7 @@ def read_canary(path: Path, vocabulary: int) -> Canary:
         raise SignalsError(f"{path.name}: expected finite float32 logits")
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
         raise SignalsError(f"{path.name}: expected token ids below {vocabulary}")
-    return Canary(tokens, prompt_tokens, stride, logits, float(share))
+    return Canary(tokens, prompt_tokens, stride, logits, float(share), bool(is_half))
 
 
 def _scalar(array: "NDArray[Any]") -> int:

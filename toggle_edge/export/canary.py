@@ -26,12 +26,13 @@ def canary_of(
     vocabulary: int,
     context_tokens: int,
     share: float = 1.0,
+    is_half: bool = False,
 ) -> Canary:
     """Logits of `candidate` on real tokens (repeated where there are fewer than needed) and on random ones.
 
     Text alone leaves many channels nearly silent; random tokens wake them. Their seed is fixed, so every candidate
     of a model has the same canary tokens, and the same candidate the same bytes. With a `share` below 1 the sequences
-    are short and many, half of them of text.
+    are short and many, half of them of text. `is_half` as of `Canary`.
     """
     count, length = (2, min(TOKENS, context_tokens)) if share == 1.0 else (SHORT_TEXTS, SHORT)
     text = np.resize(np.array(tokens, dtype=np.int64), count // 2 * length)
@@ -45,4 +46,4 @@ def canary_of(
     for position, row in enumerate(logits.reshape(rows.size, vocabulary)):
         ids = ids_at(position, stride, vocabulary)
         kept[position, : len(ids)] = row[ids]
-    return Canary(rows, max(1, length // 2), stride, kept.reshape(*rows.shape, -1), share)
+    return Canary(rows, max(1, length // 2), stride, kept.reshape(*rows.shape, -1), share, is_half)

@@ -44,9 +44,8 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
     if bundle.manifest.target not in BACKENDS:
         raise BundleError(
-            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)} so far, this one is for "
-            f"{bundle.manifest.target}; export the config for one of these, or run the artifact with the runner in "
-            "runtime/executorch_runner"
+            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)}, this one is for "
+            f"{bundle.manifest.target}; export the config for one of these"
         )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)

@@ -88,10 +88,14 @@ def print_validation(result: ValidationResult, console: Console) -> None:
         console, "conditions", ", ".join(f"{key} {value}" for key, value in known.items()) or "unknown"
     )
     if result.parity is not None:
+        parity = result.parity
+        part = (
+            "" if parity.share == 1.0 else f", in the {parity.share:.0%} of texts that rounding touches least"
+        )
         print_entry(
             console,
             "parity",
-            f"logits within {result.parity.max_abs_logit_difference:.1e} of the searched weights",
+            f"logits within {parity.max_abs_logit_difference:.1e} of the searched weights{part}",
         )
     console.print()
     if result.verdict is not None:

@@ -87,6 +87,7 @@ def lower(folder: Path) -> None:
         vocabulary=vocabulary,
         context_tokens=job.signal_tokens,
         share=LEAST_SHARE if decoder.quantises_activations else 1.0,
+        is_half=decoder.has_halves,
     )
     write_canary(folder / CANARY, canary)
     with torch.inference_mode():
