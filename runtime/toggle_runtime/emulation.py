@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Optional
 
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 _MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 22: "s390x", 21: "ppc64"}
 _HEADER_BYTES = 20

@@ -13,7 +13,6 @@ from toggle_runtime.bundles import lay_out, verified_manifest
 from toggle_runtime.energy import SETTLED_PERIODS, Span, Spans, energy_sample, no_energy
 from toggle_runtime.facts import conditions, cpu_model
 from toggle_runtime.meters.sampling import Recording, Sampler
-from toggle_runtime.meters.tree import Tree
 from toggle_runtime.plan import (
     LOADED,
     EnergyResult,
@@ -33,6 +32,7 @@ from toggle_runtime.records import (
 )
 from toggle_runtime.spool import Spool
 from toggle_runtime.supervise import Event, WorkerError
+from toggle_runtime.tree import Tree
 from toggle_runtime.wire import Wire
 from toggle_runtime.workers import Workplace, ask_worker
 

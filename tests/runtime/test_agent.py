@@ -35,9 +35,9 @@ from scripted_workers import (
 )
 from toggle_runtime import PROTOCOL_VERSION, blobs
 from toggle_runtime.meters import open_energy
-from toggle_runtime.meters.tree import Tree
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import Blob, MemorySample, RunRecord, from_json
+from toggle_runtime.tree import Tree
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError, FleetError

@@ -22,8 +22,8 @@ from toggle_runtime.meters.external import ExternalMeter, open_external
 from toggle_runtime.meters.integration import wrapped_difference
 from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError
 from toggle_runtime.meters.sampling import Recording, Sampler
-from toggle_runtime.meters.tree import Tree
 from toggle_runtime.records import EnergySample
+from toggle_runtime.tree import Tree
 
 from toggle_edge.fleet.board_models import BOARDS, laptop, phone
 from toggle_edge.fleet.boards import (

@@ -17,8 +17,8 @@ from toggle_runtime.energy import SETTLED_PERIODS, Spans, energy_sample, no_ener
 from toggle_runtime.meters import open_energy
 from toggle_runtime.meters.external import ExternalMeter
 from toggle_runtime.meters.sampling import Recording
-from toggle_runtime.meters.tree import Tree
 from toggle_runtime.records import EnergySample
+from toggle_runtime.tree import Tree
 
 Source = str | Callable[[], str]
 """What a file holds: a text, or what it is at the moment of reading."""

@@ -91,7 +91,8 @@ def _memory(record: RunRecord) -> Measurement:
     if sample is None or sample.peak_bytes is None:
         reason = (sample.reason if sample else record.reason) or "the run has no memory pass"
         return unavailable("bytes", sample.method if sample else "none", reason)
-    return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1)
+    status, doubts = (DEGRADED, "; ".join(sample.flags)) if sample.flags else (OK, None)
+    return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1, None, status, doubts)
 
 
 def _energy(sample: EnergySample | None, reason: str | None) -> dict[str, Measurement]:

@@ -12,7 +12,7 @@ from toggle_runtime.meters import battery, ina238, ina3221, nvml, rapl
 from toggle_runtime.meters.external import NAME as EXTERNAL
 from toggle_runtime.meters.external import ExternalMeter, open_external
 from toggle_runtime.meters.meter import Meter, UnavailableError
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 ENERGY: Dict[str, ModuleType] = {each.NAME: each for each in (ina3221, ina238, rapl, battery, nvml)}
 """Energy meters by name, the preferred one first: what covers more of the device, and is read more often."""

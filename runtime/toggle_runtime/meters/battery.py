@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
 from toggle_runtime.meters.meter import Channel, Meter, Reading, Taken, UnavailableError, denied
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 NAME = "battery"
 METHOD = "battery voltage times current, sign and unit by the charge lost meanwhile"

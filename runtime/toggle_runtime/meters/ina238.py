@@ -3,7 +3,7 @@
 from typing import List
 
 from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError, denied
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 NAME = "ina238"
 METHOD = "INA238 power of the input rail, trapezoids over the readings' times"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError, denied
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 NAME = "ina3221"
 METHOD = "INA3221 rails, voltage times current, trapezoids over the readings' times"

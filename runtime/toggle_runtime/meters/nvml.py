@@ -7,7 +7,7 @@ are there instead, and this meter is never chosen.
 from typing import Any, Callable, List, Optional, Sequence
 
 from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 NAME = "nvml"
 METHOD = "NVML, summed over the device's GPUs"

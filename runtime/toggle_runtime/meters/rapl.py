@@ -8,7 +8,7 @@ import re
 from typing import Dict, Tuple
 
 from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError, denied
-from toggle_runtime.meters.tree import Tree
+from toggle_runtime.tree import Tree
 
 NAME = "rapl"
 METHOD = "RAPL energy counters of the CPU packages"
