@@ -1,8 +1,9 @@
 """What a run is to measure, and what the worker must answer in each pass."""
 
 from dataclasses import dataclass
-from typing import Dict, List
+from typing import Dict, List, Optional
 
+from toggle_runtime.meters.external import ExternalMeter
 from toggle_runtime.records import LatencySample, MemorySample, ModeVerdict, ParitySample, RecordError
 
 PASS_NAMES = ("parity", "verify", "latency", "memory", "energy")
@@ -13,7 +14,8 @@ LOADED = "loaded"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `restarts` is the number of fresh processes of the latency pass; times in seconds."""
+    """What to measure. `restarts` is the number of fresh processes of the latency pass; times in seconds.
+    `meter` is the external one that the device file names, None for what the device has itself."""
 
     passes: List[str]
     restarts: int = 3
@@ -24,6 +26,7 @@ class Plan:
     pass_timeout_s: float = 300.0
     energy_window_s: float = 10.0
     idle_s: float = 3.0
+    meter: Optional[ExternalMeter] = None
 
     def __post_init__(self) -> None:
         for name in self.passes:

@@ -49,7 +49,7 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
-    plan = dataclasses.replace(options.plan, threads=device.threads)
+    plan = dataclasses.replace(options.plan, threads=device.threads, meter=device.meter)
     steps, started = len(plan.passes) - 1 + plan.restarts, 0
 
     def on_progress(event: Mapping[str, object]) -> None:

@@ -129,4 +129,5 @@ def _text(each: Measurement | None, unit: str, factor: float, digits: int) -> st
         return f"unavailable: {each.reason if each else 'not measured'}"
     ci95 = None if each.ci95 is None else [bound * factor for bound in each.ci95]
     scaled = dataclasses.replace(each, value=each.value * factor, ci95=ci95)
-    return f"{interval(scaled, digits)} {unit}  n={each.n}"
+    doubts = f"  {each.status}: {each.reason}" if each.reason else ""
+    return f"{interval(scaled, digits)} {unit}  n={each.n}{doubts}"
