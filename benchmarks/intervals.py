@@ -104,11 +104,11 @@ def ours(sample: Array, quantile: float) -> Ends:
 
 
 def resampled(sample: Array, quantile: float, within: bool, random: Random) -> Array:
-    """The quantile in 400 bootstrap samples of restarts, and of generations `within` them if wanted, ascending."""
+    """The quantile in 200 bootstrap samples of restarts, and of generations `within` them if wanted, ascending."""
     restarts, generations, tokens = sample.shape
     order = np.argsort(sample.ravel(), kind="stable")
     ordered, owner = sample.ravel()[order], np.repeat(np.arange(restarts * generations), tokens)[order]
-    drawn = random.multinomial(restarts, np.full(restarts, 1.0 / restarts), size=400)
+    drawn = random.multinomial(restarts, np.full(restarts, 1.0 / restarts), size=200)
     if within:
         even = np.full(generations, 1.0 / generations)
         parts = [random.multinomial(generations * drawn[:, each], even) for each in range(restarts)]

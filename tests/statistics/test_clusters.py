@@ -165,6 +165,17 @@ def test_clusters_are_drawn_whole_and_a_seed_fixes_the_interval() -> None:
     assert cluster_bootstrap_interval(clusters[:7], np.mean) is None
 
 
+def test_a_coarse_clock_is_no_difference_between_restarts() -> None:
+    values = np.random.default_rng(8).gamma(4.0, 1.0, (12, 200))
+    for quantile in (0.5, 0.95):
+        fine = cluster_quantile_interval(list(values), quantile).ends
+        coarse = cluster_quantile_interval(list(np.ceil(values)), quantile).ends
+        assert fine is not None
+        assert coarse is not None
+        assert coarse == pytest.approx(fine, abs=1.0)
+    assert cluster_quantile_interval([[1.0, 2.0] * 50] * 10, 0.95).ends == (2.0, 2.0)
+
+
 def test_an_interval_of_a_long_run_takes_less_than_two_seconds() -> None:
     clusters = np.random.default_rng(6).normal(1.0, 0.1, size=(30, 5000))
     start = time.process_time()

@@ -20,10 +20,19 @@ from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdic
 
 _SHOWN = {
     "decode_ms_p50": ("decode", "ms/token", 1.0, 3),
+    "decode_ms_p95": ("decode p95", "ms/token", 1.0, 3),
+    "decode_bandwidth_share": ("of bandwidth", "%", 100.0, 0),
+    "decode_drift_ratio": ("drift", "times the first", 1.0, 3),
     "ttft_ms": ("first token", "ms", 1.0, 2),
+    "prefill_compute_share": ("of arithmetic", "%", 100.0, 0),
+    "load_cold_ms": ("load, cold", "ms", 1.0, 0),
+    "load_ms": ("load, warm", "ms", 1.0, 0),
     "memory_bytes": ("peak memory", "MB", 1e-6, 1),
     "energy_mj_per_token": ("energy", "mJ/token", 1.0, 2),
 }
+
+
+_ONLY_IF_ASKED = frozenset({"decode_drift_ratio"})
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ def _measured_table(result: ValidationResult) -> Table:
     table.add_column("budget", no_wrap=True)
     for name, (label, unit, factor, digits) in _SHOWN.items():
         each = result.measured.get(name)
+        if name in _ONLY_IF_ASKED and (each is None or each.value is None):
+            continue
         limit = result.budget.get(name)
         allowed = (
             "" if limit is None else f"{limit * factor:g} {unit}  {'OVER' if name in result.over else 'ok'}"
@@ -125,4 +136,5 @@ def _text(each: Measurement | None, unit: str, factor: float, digits: int) -> st
         return f"unavailable: {each.reason if each else 'not measured'}"
     ci95 = None if each.ci95 is None else [bound * factor for bound in each.ci95]
     scaled = dataclasses.replace(each, value=each.value * factor, ci95=ci95)
-    return f"{interval(scaled, digits)} {unit}  n={each.n}"
+    why = f"; {each.reason}" if each.reason else ""
+    return f"{interval(scaled, digits)} {unit}  n={each.n}{why}"

@@ -60,10 +60,7 @@ def cluster_quantile_interval(
         return Limits(None, f"needs at least {MIN_CLUSTERS} restarts, has {count}")
     sizes = np.array([len(cluster) for cluster in values])
     below = np.array(
-        [
-            np.count_nonzero(cluster <= _quantile(_without(values, index), quantile))
-            for index, cluster in enumerate(values)
-        ]
+        [_below(cluster, _without(values, index), quantile) for index, cluster in enumerate(values)]
     )
     excess = (below - quantile * sizes) * count / total
     variance = float(excess @ excess) * (count - 1) / count**3
@@ -123,12 +120,17 @@ def _without(values: Sequence[NDArray[np.float64]], index: int) -> NDArray[np.fl
     return np.concatenate([cluster for other, cluster in enumerate(values) if other != index])
 
 
-def _quantile(values: NDArray[np.float64], quantile: float) -> float:
-    rank = math.ceil(quantile * len(values)) - 1
-    return float(np.partition(values, rank)[rank])
+def _below(cluster: NDArray[np.float64], others: NDArray[np.float64], quantile: float) -> float:
+    """How many of a cluster lie below the quantile of the others; of equals the share that the quantile has there, so
+    that a coarse clock, whose times are often the same, does not look like a difference between clusters."""
+    wanted = quantile * len(others)
+    rank = math.ceil(wanted) - 1
+    border = np.partition(others, rank)[rank]
+    share = (wanted - np.count_nonzero(others < border)) / np.count_nonzero(others == border)
+    return float(np.count_nonzero(cluster < border) + share * np.count_nonzero(cluster == border))
 
 
-def _effective(counts: NDArray[np.int64]) -> float:
+def _effective(counts: NDArray[np.float64]) -> float:
     """Among how many the counts are spread: all of them if they are equal, 1 if one has everything."""
-    squares = float(np.square(counts.astype(np.float64)).sum())
+    squares = float(np.square(counts).sum())
     return float(counts.sum()) ** 2 / squares if squares > 0.0 else 1.0

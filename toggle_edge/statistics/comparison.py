@@ -133,9 +133,8 @@ def _signed_rank_quantile(pairs: int, tail: float) -> int:
     """How many of the least rank sums have together at most the probability `tail` when there is no difference."""
     chances = np.ones(1)
     for rank in range(1, pairs + 1):
-        step = np.zeros(rank + 1)
-        step[0] = step[rank] = 0.5
-        chances = np.convolve(chances, step)
+        without, with_it = np.pad(chances, (0, rank)), np.pad(chances, (rank, 0))
+        chances = (without + with_it) / 2.0
     return int((np.cumsum(chances) <= tail).sum())
 
 
