@@ -22,6 +22,7 @@ OURS = frozenset(
         "keys",
         "lease",
         LAYOUT,
+        "limits.json",
         "runs",
         "talk",
     }

@@ -173,5 +173,5 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
 
 def _longest_s(plan: Plan) -> float:
     """The time after which a run cannot be going on any more, with room for hashing and start-up."""
-    processes = len(plan.passes) + plan.restarts
-    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s
+    processes = len(plan.passes) + plan.restarts + plan.colds
+    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s + plan.sustained_s

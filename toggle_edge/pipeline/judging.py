@@ -95,7 +95,7 @@ def judge_run(
     `probes` are those that were sent; `candidates`, `stated` and `jobs` are as in `certify`. A run whose parity pass is
     missing or failed proves nothing of what was searched, and is an ERROR too.
     """
-    summary = measured(record)
+    summary = measured(record, bundle.manifest)
     if record.outcome not in (PASS, FAIL) and not _is_undecided(record, bundle):
         return Judged(record, summary, {}, None, record.outcome, record.reason)
     if record.bundle != bundle.digest:
