@@ -180,9 +180,10 @@ def lease(look: Look) -> Finding:
     if is_gone(owner):
         return Finding("lease", OK, f"held for {owner}, which has ended: the next run takes it over")
     fix = Fix(THERE, f"kill {pid} # ends that run, ABORTED") if pid.isascii() and pid.isdigit() else None
-    return Finding(
-        "lease", BROKEN, f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}; wait for it", fix
-    )
+    found = f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}"
+    if "expires_in_s" in held:
+        found += f", told {held.get('silent_s', '?')[:20]} s ago, expires in {held['expires_in_s'][:20]} s without word"
+    return Finding("lease", BROKEN, f"{found}; wait for it", fix)
 
 
 def clock(look: Look) -> Finding:
