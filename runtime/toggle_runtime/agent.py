@@ -32,9 +32,10 @@ from toggle_runtime.plan import Plan
 from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
+from toggle_runtime.succession import Succession
 from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
-from toggle_runtime.trust import trust
+from toggle_runtime.trust import revoke, trust
 from toggle_runtime.wire import Heartbeat, RequestError, Wire
 
 MAX_REQUEST_BYTES = 16 << 20
@@ -110,7 +111,13 @@ def _facts(request: Request, wire: Wire) -> Dict[str, Any]:
 
 def _trust(request: Request, wire: Wire) -> Dict[str, Any]:
     key, name = _field(request, "key", str), _field(request, "name", str)
-    return trust(request["root"], key, name, _flag(request, "force"))
+    told = _field(request, "successions", list) if "successions" in request else []
+    successions = [records.from_data(Succession, data) for data in told]
+    return trust(request["root"], key, name, _flag(request, "force"), successions)
+
+
+def _revoke(request: Request, wire: Wire) -> Dict[str, Any]:
+    return revoke(request["root"], _field(request, "key", str), _field(request, "name", str))
 
 
 def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -275,6 +282,7 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "missing": _missing,
     "rollback": _rollback,
     "remove": _remove,
+    "revoke": _revoke,
     "run": _run,
     "talk": _talk,
     "trust": _trust,

@@ -199,7 +199,14 @@ def clock(look: Look) -> Finding:
 
 
 def keys(look: Look) -> Finding:
-    trusted = look.facts.trusted_keys
+    trusted, revoked = look.facts.trusted_keys, look.facts.revoked_keys
+    if not trusted and revoked:
+        return Finding(
+            "keys",
+            BROKEN,
+            f"trusts nobody any more, {len(revoked)} revoked: {', '.join(sorted(revoked.values()))[:120]}",
+            Fix(HERE, f"toggle-edge device trust {look.device.name}"),
+        )
     if not trusted:
         return Finding("keys", OK, "trusts nobody yet: the first bundle's signer will be trusted")
     ours = [name for key, name in trusted.items() if key in look.known_keys]
