@@ -39,7 +39,7 @@ from toggle_runtime.records import (
 from toggle_runtime.spool import Spool
 from toggle_runtime.supervise import Event, WorkerError
 from toggle_runtime.tree import Tree
-from toggle_runtime.wire import Wire
+from toggle_runtime.wire import Listener
 from toggle_runtime.workers import Workplace, ask_worker
 
 Result = TypeVar("Result")
@@ -79,7 +79,7 @@ class Run:
     environment: Path
     plan: Plan
     spool: Spool
-    wire: Wire
+    wire: Listener
     collected: Collected
     allow_unsigned: bool = False
     tree: Tree = field(default_factory=Tree)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from toggle_runtime.blobs import mismatch
@@ -23,6 +23,7 @@ from toggle_edge.fleet.owner import this_process
 from toggle_edge.fleet.session import Connect, Session, new_run_id
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
+from toggle_edge.keyring import successions
 
 MAX_RECORD_BYTES = 64 << 20
 MAX_TRACES_BYTES = 256 << 20
@@ -114,11 +115,13 @@ def run_bundle(
 
 
 def trust_key(transport: Transport, device: Device, key: str, name: str, *, force: bool = False) -> None:
-    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, or `force`.
+    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, follows one that
+    is by this host's rotations, or `force`.
 
     Raises AgentError, with the keys that the device trusts, otherwise.
     """
-    request(transport, device, "trust", key=key, name=name, force=force)
+    followed = [dataclasses.asdict(each) for each in successions()]
+    request(transport, device, "trust", key=key, name=name, force=force, successions=followed)
 
 
 def _fetch(transport: Transport, device: Device, event: Event, run_id: str, folder: Path) -> RunResult:
@@ -165,6 +168,12 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
         raise AgentError(
             f"device {device.name!r}: expected path, sha256 and size of {local.name}, got {described!r}"
         ) from exc
+    # What a device names is fetched only if it could be what was asked for.
+    parts = PurePosixPath(remote).parts
+    if ".." in parts or parts[-1:] != (local.name,):
+        raise AgentError(
+            f"device {device.name!r}: expected the path of a {local.name} without `..`, got {remote[:120]!r}"
+        )
     transport.download(remote, local, limit)
     problem = mismatch(local, blob)
     if problem is not None:
