@@ -6,7 +6,6 @@ every operation is watched: when the socket delivers nothing for `silence_s`, th
 
 from __future__ import annotations
 
-import shlex
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import paramiko
 
 from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.shell_words import joined
 from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink
 from toggle_edge.fleet.ssh_login import login
 from toggle_edge.fleet.transport import (
@@ -58,10 +58,14 @@ class SshTransport:
 
     def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
         deadline = time.monotonic() + timeout_s
+        try:
+            line = joined(command)
+        except ValueError as exc:
+            raise TransportError(f"{self._where}: {exc}") from exc
         with self._watched(f"{command[0]} was running"):
             channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
             try:
-                channel.exec_command(shlex.join(command))
+                channel.exec_command(line)
                 with suppress(OSError):  # a command that does not read; its exit status tells
                     channel.sendall(stdin)
                     channel.shutdown_write()
