@@ -38,8 +38,7 @@ _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the t
 _POLL_S = 0.2
 _LONGEST_S = 600.0  # from the last byte sent to the last one written
 
-# It writes at positions, so that one
-# that is still at work after its link was lost does no harm to its successor.
+# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor.
 _RECEIVER = """\
 import os, sys, time
 at = int(sys.argv[2])
