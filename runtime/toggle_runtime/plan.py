@@ -15,7 +15,8 @@ LOADED = "loaded"
 @dataclass(frozen=True)
 class Plan:
     """What to measure. `restarts` is the number of fresh processes of the latency pass; times in seconds.
-    `meter` is the external one that the device file names, None for what the device has itself."""
+    `meter` is the external one that the device file names, None for what the device has itself;
+    `pin_clocks` holds the clocks at their highest meanwhile."""
 
     passes: List[str]
     restarts: int = 3
@@ -27,6 +28,7 @@ class Plan:
     energy_window_s: float = 10.0
     idle_s: float = 3.0
     meter: Optional[ExternalMeter] = None
+    pin_clocks: bool = False
 
     def __post_init__(self) -> None:
         for name in self.passes:

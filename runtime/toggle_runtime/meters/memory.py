@@ -1,8 +1,8 @@
 """Memory of a worker and its children, as Linux counts it: the peak, and what is resident at the end.
 
 The peak is the kernel's own (`VmHWM`), so no moment is missed. While there are children, a thread adds up what is the
-family's: the worker's resident pages and those that only a child holds, or each one's share of all (PSS). Neither counts
-a page twice, so neither is more than the family holds, and the larger one is nearer.
+family's: the worker's resident pages and those that only a child holds, or each one's share of all (PSS). Neither
+counts a page twice, so neither is more than the family holds, and the larger one is nearer.
 """
 
 import os
