@@ -20,7 +20,7 @@ from toggle_runtime.meters.memory import METHOD, why_unavailable
 from toggle_runtime.power_sources import power_sources
 from toggle_runtime.records import RECORD_VERSION, Manifest
 from toggle_runtime.tree import Tree
-from toggle_runtime.trust import trusted_keys
+from toggle_runtime.trust import revoked_keys, trusted_keys
 
 _SHOWN = 20
 """Names of a root that is somebody's home folder: enough to see that it is."""
@@ -35,6 +35,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "manifest_versions": list(Manifest.READABLE),
         "record_version": RECORD_VERSION,
         "trusted_keys": trusted_keys(root),
+        "revoked_keys": revoked_keys(root),
         **describe(root),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),

@@ -231,10 +231,50 @@ class Generation:
 
 @dataclass(frozen=True)
 class LatencySample:
-    """One worker process: nanoseconds to load the model, then its generations in order."""
+    """One worker process: nanoseconds to load the model (files in memory), then its generations in order.
+
+    `contexts` are generations after long prompts, told apart by `prompt_tokens`; None in records of before.
+    """
 
     load_ns: int
     generations: List[Generation]
+    contexts: Optional[List[Generation]] = None
+
+
+@dataclass(frozen=True)
+class ColdLoad:
+    """One fresh process whose artifact was not in memory: nanoseconds to load it, then to the first token.
+
+    Both None with a reason where its pages could not be dropped, or stayed.
+    """
+
+    load_ns: Optional[int]
+    first_token_ns: Optional[int]
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class SustainedSample:
+    """Generations without a pause, and when each began, in nanoseconds since the first did."""
+
+    starts_ns: List[int]
+    generations: List[Generation]
+
+    def __post_init__(self) -> None:
+        if len(self.starts_ns) != len(self.generations):
+            raise RecordError(
+                f"sustained: expected a start of each of {len(self.generations)} generations, got {len(self.starts_ns)}"
+            )
+
+
+@dataclass(frozen=True)
+class CapacitySample:
+    """What the device could do at best with `threads` threads, a number for each round: bytes read and written by a
+    copy a second, and operations on int8 numbers a second, two for each product."""
+
+    copied_per_s: List[float]
+    int8_per_s: List[float]
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -310,11 +350,13 @@ class PassConditions:
 @dataclass(frozen=True)
 class ParitySample:
     """The graph at `accuracy_level=0` against the canary: the largest absolute difference of a logit, the most
-    that is allowed, and how many logits were compared."""
+    that is allowed, and how many logits were compared. The difference is of those sequences of the canary that agree
+    best, as large a `share` of them as the canary asks for: all, unless the kernels quantise activations."""
 
     max_abs_logit_difference: float
     tolerance: float
     compared: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -348,6 +390,9 @@ class RunRecord:
     parity: Optional[ParitySample] = None
     signed_by: Optional[str] = None
     passes: List[PassConditions] = field(default_factory=list)
+    cold: Optional[List[ColdLoad]] = None
+    sustained: Optional[SustainedSample] = None
+    capacity: Optional[CapacitySample] = None
 
     def __post_init__(self) -> None:
         require_version(self.version, self.READABLE, "run record")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 
-from toggle_runtime import meters, records
+from toggle_runtime import limits, meters, records
 from toggle_runtime.blobs import blob_of, describe
 from toggle_runtime.bundles import lay_out, verified_manifest
 from toggle_runtime.conditions import Snapshot, pass_conditions, snapshot
@@ -18,14 +18,19 @@ from toggle_runtime.meters.sampling import Recording, Sampler
 from toggle_runtime.pinning import pinned
 from toggle_runtime.plan import (
     LOADED,
+    CapacityResult,
+    ColdResult,
     EnergyResult,
     LatencyResult,
     MemoryResult,
     ParityResult,
     Plan,
+    SustainedResult,
     VerifyResult,
 )
 from toggle_runtime.records import (
+    CapacitySample,
+    ColdLoad,
     EnergySample,
     LatencySample,
     Manifest,
@@ -33,11 +38,12 @@ from toggle_runtime.records import (
     ModeVerdict,
     ParitySample,
     PassConditions,
+    SustainedSample,
 )
 from toggle_runtime.spool import Spool
 from toggle_runtime.supervise import Event, WorkerError
 from toggle_runtime.tree import Tree
-from toggle_runtime.wire import Wire
+from toggle_runtime.wire import Listener
 from toggle_runtime.workers import Workplace, ask_worker
 
 Result = TypeVar("Result")
@@ -62,6 +68,9 @@ class Collected:
     parity: Optional[ParitySample] = None
     signed_by: Optional[str] = None
     passes: List[PassConditions] = field(default_factory=list)
+    cold: Optional[List[ColdLoad]] = None
+    sustained: Optional[SustainedSample] = None
+    capacity: Optional[CapacitySample] = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Run:
     environment: Path
     plan: Plan
     spool: Spool
-    wire: Wire
+    wire: Listener
     collected: Collected
     allow_unsigned: bool = False
     tree: Tree = field(default_factory=Tree)
@@ -154,7 +163,7 @@ class Run:
             Workplace(self.environment, self.spool.bundle, self.spool.folder, self.spool.output),
             kind,
             threads=plan.threads,
-            timeout_s=plan.pass_timeout_s,
+            timeout_s=plan.pass_timeout_s + (plan.sustained_s if name == "sustained" else 0.0),
             on_event=tell,
             on_spawn=lambda pid: self.spool.journal("spawn", **{"pass": name, "pid": pid}),
             generations=plan.generations,
@@ -194,7 +203,30 @@ def _verify(run: Run, manifest: Manifest) -> None:
 def _latency(run: Run, manifest: Manifest) -> None:
     for restart in range(run.plan.restarts):
         run.wire.progress(step="restart", done=restart, of=run.plan.restarts, **{"pass": "latency"})
-        run.collected.latency.append(run.worker("latency", manifest, LatencyResult).sample)
+        result = run.worker("latency", manifest, LatencyResult, contexts=run.plan.contexts)
+        run.collected.latency.append(result.sample)
+
+
+def _cold(run: Run, manifest: Manifest) -> None:
+    found: List[ColdLoad] = []
+    run.collected.cold = found
+    for restart in range(run.plan.colds):
+        run.wire.progress(step="restart", done=restart, of=run.plan.colds, **{"pass": "cold"})
+        found.append(run.worker("cold", manifest, ColdResult).sample)
+
+
+def _sustained(run: Run, manifest: Manifest) -> None:
+    result = run.worker("sustained", manifest, SustainedResult, seconds=run.plan.sustained_s)
+    run.collected.sustained = result.sample
+
+
+def _capacity(run: Run, manifest: Manifest) -> None:
+    under = limits.circumstances(run.environment.name, run.plan.threads)
+    run.collected.capacity = limits.known_capacity(run.root, under)
+    if run.collected.capacity is None:
+        sample = run.worker("capacity", manifest, CapacityResult).sample
+        limits.keep_capacity(run.root, under, sample)
+        run.collected.capacity = sample
 
 
 def _memory(run: Run, manifest: Manifest) -> None:
@@ -229,7 +261,10 @@ def _energy(run: Run, manifest: Manifest) -> None:
 PASSES: Dict[str, Callable[[Run, Manifest], None]] = {
     "parity": _parity,
     "verify": _verify,
+    "capacity": _capacity,
+    "cold": _cold,
     "latency": _latency,
+    "sustained": _sustained,
     "memory": _memory,
     "energy": _energy,
 }

@@ -14,7 +14,7 @@ def passing(name: str, **fields: Any) -> PassConditions:
     return PassConditions(name, {}, {}, **{"others_share": 0.0, **fields})
 
 
-@pytest.mark.parametrize("name", ["latency", "energy"])
+@pytest.mark.parametrize("name", ["capacity", "cold", "latency", "sustained", "energy"])
 def test_a_disturbed_pass_is_named_with_the_reason(name: str) -> None:
     assert disturbances([passing(name, contended="others took half")]) == [
         f"{name} was contended: others took half"
@@ -31,8 +31,10 @@ def test_what_could_not_be_looked_at_counts_for_the_strict() -> None:
     blind = passing("latency", others_share=None, unknown=["emulated: it is not ours"])
     assert disturbances([blind]) == []
     assert disturbances([blind], strict=True) == ["latency: emulated: it is not ours"]
-    silent = passing("energy", others_share=None)
-    assert disturbances([silent], strict=True) == ["energy: other processes could not be looked at"]
+    silent = passing("latency", others_share=None)
+    assert disturbances([silent], strict=True) == ["latency: other processes could not be looked at"]
+    short = passing("energy", others_share=None)  # without a meter it is over at once
+    assert disturbances([short], strict=True) == []
 
 
 def test_nothing_seen_is_nothing() -> None:

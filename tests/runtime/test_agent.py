@@ -302,11 +302,11 @@ class TestRefusal:
             (b"[]\n", "request"),
             (b"\xff\xfe\n", "request"),
             (b"[" * 100_000 + b"\n", "request"),
-            (b'{"protocol": 3, "command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 1, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 4, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 2, "command": "facts", "root": "x"}\n', "protocol"),
             (b'{"command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 2, "command": "reboot", "root": "x"}\n', "request"),
-            (b'{"protocol": 2, "command": "facts"}\n', "request"),
+            (b'{"protocol": 3, "command": "reboot", "root": "x"}\n', "request"),
+            (b'{"protocol": 3, "command": "facts"}\n', "request"),
         ],
     )
     def test_a_malformed_request_gets_one_error_event(
@@ -462,8 +462,8 @@ class TestStandingAlone:
         archive = tmp_path / "agent.pyz"
         archive.write_bytes(agent_client.agent_archive())
         names = (
-            "agent blobs codec ed25519 environments facts kills layout lease meters plan records run spool supervise "
-            "sweep trust wire"
+            "agent blobs codec ed25519 environments facts fence kills layout lease meters plan processes records run "
+            "spool supervise sweep trust wire"
         )
         code = (
             f"import sys; sys.path.insert(0, {str(archive)!r})\n"

@@ -122,6 +122,11 @@ class Device:
             raise DeviceFileError(f"device {self.name!r}: {key}: expected {expected}, got {value!r}")
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether a device may be called so: letters, digits, dots and dashes, which are safe in paths and commands."""
+    return _NAME.fullmatch(text) is not None
+
+
 def is_fingerprint(text: str) -> bool:
     """Whether it is a SHA-256 fingerprint as OpenSSH prints it."""
     return _FINGERPRINT.fullmatch(text) is not None

@@ -184,9 +184,10 @@ def lease(look: Look) -> Finding:
     if is_gone(owner):
         return Finding("lease", OK, f"held for {owner}, which has ended: the next run takes it over")
     fix = Fix(THERE, f"kill {pid} # ends that run, ABORTED") if pid.isascii() and pid.isdigit() else None
-    return Finding(
-        "lease", BROKEN, f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}; wait for it", fix
-    )
+    found = f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}"
+    if "expires_in_s" in held:
+        found += f", told {held.get('silent_s', '?')[:20]} s ago, expires in {held['expires_in_s'][:20]} s without word"
+    return Finding("lease", BROKEN, f"{found}; wait for it", fix)
 
 
 def clock(look: Look) -> Finding:
@@ -202,7 +203,14 @@ def clock(look: Look) -> Finding:
 
 
 def keys(look: Look) -> Finding:
-    trusted = look.facts.trusted_keys
+    trusted, revoked = look.facts.trusted_keys, look.facts.revoked_keys
+    if not trusted and revoked:
+        return Finding(
+            "keys",
+            BROKEN,
+            f"trusts nobody any more, {len(revoked)} revoked: {', '.join(sorted(revoked.values()))[:120]}",
+            Fix(HERE, f"toggle-edge device trust {look.device.name}"),
+        )
     if not trusted:
         return Finding("keys", OK, "trusts nobody yet: the first bundle's signer will be trusted")
     ours = [name for key, name in trusted.items() if key in look.known_keys]

@@ -1,89 +1,36 @@
 """Raw samples of a run record -> Measurements with intervals. Units are converted here and nowhere later.
 
-Warm-ups are kept in the record and left out here. Tokens of one generation depend on each other, so intervals of
-decode times resample generations, never tokens; TTFT and load are one sample per generation and per process.
+Times are those of `latency`, shares of the device's limits those of `utilisation`; memory and energy follow here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 from toggle_runtime.records import (
     DEGRADED,
     OK,
     EnergySample,
-    Generation,
-    LatencySample,
+    Manifest,
     Measurement,
     RunRecord,
     unavailable,
 )
 
-from toggle_edge.statistics import cluster_bootstrap_interval, order_statistic_interval
-
-CLOCK = "monotonic clock in the process that runs the model"
-
-
-def measured(record: RunRecord) -> dict[str, Measurement]:
-    """Every measurement of a run by name. What the run did not bring is `unavailable` with the reason."""
-    generations = [g for sample in record.latency for g in sample.generations if not g.warmup]
-    if not generations:
-        missing = record.reason or "the run has no timed generations"
-        timed = {name: unavailable(unit, CLOCK, missing) for name, unit in _TIMED_UNITS.items()}
-    else:
-        timed = _timed(record.latency, generations)
-    return {**timed, "memory_bytes": _memory(record), **_energy(record.energy, record.reason)}
+from toggle_edge.fleet.latency import latencies
+from toggle_edge.fleet.utilisation import utilisation
 
 
-_TIMED_UNITS = {
-    "load_ms": "ms",
-    "ttft_ms": "ms",
-    "decode_ms_p50": "ms",
-    "decode_ms_p95": "ms",
-    "decode_ms_p99": "ms",
-    "decode_tokens_per_s": "tokens/s",
-    "prefill_tokens_per_s": "tokens/s",
-}
+def measured(record: RunRecord, manifest: Manifest | None = None) -> dict[str, Measurement]:
+    """Every measurement of a run by name. What the run did not bring is `unavailable` with the reason.
 
-
-def _timed(samples: Sequence[LatencySample], generations: Sequence[Generation]) -> dict[str, Measurement]:
-    decode = [np.array(g.token_ns) / 1e6 for g in generations]
-    first = [g.first_token_ns / 1e6 for g in generations]
-    speed = [np.array([len(g.token_ns) / (sum(g.token_ns) / 1e9)]) for g in generations]
-    prefill = [g.prompt_tokens / (g.first_token_ns / 1e9) for g in generations]
+    `manifest` is the bundle's; shares of the device's limits need it.
+    """
+    times = latencies(record)
     return {
-        "load_ms": _median(
-            [s.load_ns / 1e6 for s in samples], "ms", f"{CLOCK}; page cache warm after the first"
-        ),
-        "ttft_ms": _median(first, "ms", f"{CLOCK}; without tokenizer and load"),
-        "decode_ms_p50": _clustered(decode, lambda v: float(np.median(v)), "ms"),
-        "decode_ms_p95": _clustered(decode, lambda v: float(np.quantile(v, 0.95)), "ms"),
-        "decode_ms_p99": _clustered(decode, lambda v: float(np.quantile(v, 0.99)), "ms"),
-        "decode_tokens_per_s": _clustered(speed, lambda v: float(np.median(v)), "tokens/s"),
-        "prefill_tokens_per_s": _median(prefill, "tokens/s", f"{CLOCK}; prompt tokens over TTFT"),
+        **times,
+        **utilisation(record, manifest, times),
+        "memory_bytes": _memory(record),
+        **_energy(record.energy, record.reason),
     }
-
-
-def _median(samples: Sequence[float], unit: str, method: str) -> Measurement:
-    interval = order_statistic_interval(samples, 0.5)
-    return Measurement(
-        float(np.median(samples)),
-        unit,
-        f"median; {method}",
-        len(samples),
-        list(interval) if interval else None,
-    )
-
-
-def _clustered(
-    clusters: Sequence[NDArray[np.float64]], statistic: Callable[[NDArray[np.float64]], float], unit: str
-) -> Measurement:
-    interval = cluster_bootstrap_interval([cluster.tolist() for cluster in clusters], statistic)
-    method = f"{CLOCK}; 95 % interval resamples {len(clusters)} generations"
-    value = statistic(np.concatenate(clusters))
-    return Measurement(value, unit, method, len(clusters), list(interval) if interval else None)
 
 
 def _memory(record: RunRecord) -> Measurement:
