@@ -28,6 +28,7 @@ from toggle_runtime import (
 )
 from toggle_runtime.collection import collect
 from toggle_runtime.layout import require_layout
+from toggle_runtime.pinning import restore_left
 from toggle_runtime.plan import Plan
 from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
@@ -35,6 +36,7 @@ from toggle_runtime.spool import spool_of
 from toggle_runtime.succession import Succession
 from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
+from toggle_runtime.tree import Tree
 from toggle_runtime.trust import revoke, trust
 from toggle_runtime.wire import Heartbeat, RequestError, Wire
 
@@ -66,6 +68,7 @@ def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
     try:
         request, command = _parse(line)
         root = request["root"]
+        restore_left(root, Tree())  # clocks that a killed run has pinned
         if command not in (_facts, _remove):  # looking at a device leaves nothing there, removing even less
             require_layout(root)
         return dict(command(request, wire), event="result")

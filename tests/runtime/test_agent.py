@@ -113,6 +113,7 @@ class TestRun:
         assert record.modules == ["numpy"]
         assert result.traces is not None
         assert result.traces.read_bytes() == b"traces"
+        assert [each.name for each in record.passes] == PLAN.passes
         assert {"governor_before", "load_average_after", "cpu_model"} <= set(record.conditions)
         processes = 6 if HAS_METER else 5
         steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record", "fetched"]

@@ -35,6 +35,16 @@ def validate(
     bundle: Annotated[Path, typer.Option("--bundle", help="A bundle's folder, as export writes it.")],
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
+    strict_conditions: Annotated[
+        bool,
+        typer.Option("--strict-conditions", help="Refuse (exit 3) times and energy that were disturbed."),
+    ] = False,
+    pin_clocks: Annotated[
+        bool, typer.Option("--pin-clocks", help="Hold the clocks at their highest meanwhile; put back after.")
+    ] = False,
+    energy_seconds: Annotated[
+        float, typer.Option("--energy-seconds", min=1.0, max=3600.0, help="Length of the energy window.")
+    ] = 10.0,
     output: RunsFolder = RUNS,
     sustained: Annotated[
         float | None,
@@ -43,10 +53,13 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""
-    from toggle_edge.pipeline.validation import ValidateOptions, run_validate
+    from toggle_edge.pipeline.validation import ValidateOptions, measuring, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    options = ValidateOptions(device, bundle, mode, allow_unsigned, output, sustained_s=sustained)
+    plan = measuring(energy_seconds=energy_seconds, pin_clocks=pin_clocks)
+    options = ValidateOptions(
+        device, bundle, mode, allow_unsigned, output, plan, strict_conditions, sustained
+    )
     run(
         lambda report: run_validate(options, report),
         as_json,
