@@ -18,6 +18,7 @@ OURS = frozenset(
         "deployed",
         "deployment.json",
         "environments",
+        "fence",
         "incoming",
         "keys",
         "lease",

@@ -19,7 +19,7 @@ from toggle_runtime import canary, capacity, timing, verdicts
 from toggle_runtime.backends import backend_for
 from toggle_runtime.intervals import bounds_of
 from toggle_runtime.meters import memory
-from toggle_runtime.records import REDUCED_SINCE, Manifest, MemorySample, from_data
+from toggle_runtime.records import REDUCED_SINCE, Manifest, from_data
 from toggle_runtime.reduction import ReducedBaseline
 from toggle_runtime.reduction_files import read_reduced
 from toggle_runtime.signals import Outputs, Trace, states_compared
@@ -136,11 +136,13 @@ def measure_capacity(request: Mapping[str, Any], progress: Progress) -> Dict[str
 
 
 def memory_peak(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
-    """Load and generate once, then read the peak of this fresh process."""
-    backend, model, prompts = _opened(request)
-    backend.generate(model, prompts[0], int(request["tokens"]))
+    """Load and generate once in this fresh process, and say what it held meanwhile and in the end."""
+    with memory.Watch() as watch:
+        backend, model, prompts = _opened(request)
+        watch.loaded()
+        backend.generate(model, prompts[0], int(request["tokens"]))
+        sample = watch.sample()
     progress(done=1, of=1)
-    sample: MemorySample = memory.peak_of_this_process()
     return {"sample": dataclasses.asdict(sample)}
 
 

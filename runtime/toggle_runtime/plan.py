@@ -1,8 +1,9 @@
 """What a run is to measure, and what the worker must answer in each pass."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List
+from typing import Dict, List, Optional
 
+from toggle_runtime.meters.external import ExternalMeter
 from toggle_runtime.records import (
     CapacitySample,
     ColdLoad,
@@ -24,7 +25,8 @@ LOADED = "loaded"
 class Plan:
     """What to measure. `restarts` is the number of fresh processes of the latency pass, `colds` of the cold one; times
     in seconds. Many restarts of few generations say more than the reverse: what differs between processes is not seen
-    within one. `contexts` are lengths of prompts in tokens; those without room in the model's context are left out."""
+    within one. `contexts` are lengths of prompts in tokens; those without room in the model's context are left out.
+    `meter` is the external one that the device file names, None for what the device has itself."""
 
     passes: List[str]
     restarts: int = 10
@@ -35,6 +37,7 @@ class Plan:
     pass_timeout_s: float = 300.0
     energy_window_s: float = 10.0
     idle_s: float = 3.0
+    meter: Optional[ExternalMeter] = None
     contexts: List[int] = field(default_factory=lambda: [128, 384])
     colds: int = 3
     sustained_s: float = 30.0

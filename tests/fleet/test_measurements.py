@@ -35,6 +35,16 @@ def test_energy_is_gross_and_net_per_token() -> None:
     assert "scope: package" in result["energy_mj_per_token"].method
 
 
+def test_doubtful_energy_is_degraded_with_its_reasons() -> None:
+    sample = EnergySample(
+        50_000.0, 2_000.0, 10.0, 1000, "RAPL", "package", flags=["idle changed", "few tokens"]
+    )
+    for name in ("energy_mj_per_token", "energy_net_mj_per_token"):
+        measurement = measured(record(energy=sample))[name]
+        assert measurement.value is not None
+        assert (measurement.status, measurement.reason) == ("degraded", "idle changed; few tokens")
+
+
 def test_energy_without_a_meter_is_unavailable_and_not_zero() -> None:
     sample = EnergySample(None, None, None, 0, "none", None, "no powercap on this device")
     for name in ("energy_mj_per_token", "energy_net_mj_per_token"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toggle_edge.cli import registry
+from toggle_edge.cli import alone, keys, registry
 from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
     group.command("doctor")(registry.doctor)
     group.command("trust")(trust)
     group.command("remove")(registry.remove)
+    group.command("keys")(keys.device_keys)
+    group.command("revoke")(keys.device_revoke)
+    group.command("agent")(alone.agent)
     app.add_typer(group, name="device")
 
 

@@ -5,7 +5,15 @@ Times are those of `latency`, shares of the device's limits those of `utilisatio
 
 from __future__ import annotations
 
-from toggle_runtime.records import EnergySample, Manifest, Measurement, RunRecord, unavailable
+from toggle_runtime.records import (
+    DEGRADED,
+    OK,
+    EnergySample,
+    Manifest,
+    Measurement,
+    RunRecord,
+    unavailable,
+)
 
 from toggle_edge.fleet.latency import latencies
 from toggle_edge.fleet.utilisation import utilisation
@@ -30,7 +38,8 @@ def _memory(record: RunRecord) -> Measurement:
     if sample is None or sample.peak_bytes is None:
         reason = (sample.reason if sample else record.reason) or "the run has no memory pass"
         return unavailable("bytes", sample.method if sample else "none", reason)
-    return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1)
+    status, doubts = (DEGRADED, "; ".join(sample.flags)) if sample.flags else (OK, None)
+    return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1, None, status, doubts)
 
 
 def _energy(sample: EnergySample | None, reason: str | None) -> dict[str, Measurement]:
@@ -39,11 +48,18 @@ def _energy(sample: EnergySample | None, reason: str | None) -> dict[str, Measur
         missing = unavailable("mJ/token", sample.method if sample else "none", why)
         return {"energy_mj_per_token": missing, "energy_net_mj_per_token": missing}
     method = f"{sample.method}; scope: {sample.scope}"
-    gross = Measurement(sample.gross_mj / sample.tokens, "mJ/token", f"{method}; gross", 1)
+    if sample.step_mw is not None:
+        method += f"; steps of {sample.step_mw:.3g} mW"
+    status, doubts = (DEGRADED, "; ".join(sample.flags)) if sample.flags else (OK, None)
+    gross = Measurement(
+        sample.gross_mj / sample.tokens, "mJ/token", f"{method}; gross", 1, None, status, doubts
+    )
     if sample.idle_mw is None or sample.window_s is None:
         net = unavailable("mJ/token", method, "idle power could not be read, so nothing can be subtracted")
     else:
         # mW times s is mJ.
         net_mj = sample.gross_mj - sample.idle_mw * sample.window_s
-        net = Measurement(net_mj / sample.tokens, "mJ/token", f"{method}; idle subtracted", 1)
+        net = Measurement(
+            net_mj / sample.tokens, "mJ/token", f"{method}; idle subtracted", 1, None, status, doubts
+        )
     return {"energy_mj_per_token": gross, "energy_net_mj_per_token": net}

@@ -13,7 +13,7 @@ from toggle_runtime.records import ERROR, FAIL, PASS, RecordError
 
 from toggle_edge.bundle import keep_contract, probes_of, read_bundle
 from toggle_edge.errors import BundleError, InputError
-from toggle_edge.fleet.deploy import run_bundle
+from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
@@ -45,13 +45,12 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
     if bundle.manifest.target not in BACKENDS:
         raise BundleError(
-            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)} so far, this one is for "
-            f"{bundle.manifest.target}; export the config for one of these, or run the artifact with the runner in "
-            "runtime/executorch_runner"
+            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)}, this one is for "
+            f"{bundle.manifest.target}; export the config for one of these"
         )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
-    plan = dataclasses.replace(options.plan, threads=device.threads)
+    plan = dataclasses.replace(options.plan, threads=device.threads, meter=device.meter)
     if options.sustained_s is not None:
         plan = with_sustained(plan, options.sustained_s)
     steps, started = processes_of(plan), 0
@@ -62,17 +61,22 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         report("device", max(0, started - 1), steps, describe(event))
 
     with workspace(options.output / device.name) as output:
+        partial = output / "latest.partial"
+
+        def keep(result: RunResult) -> None:
+            keep_contract(bundle, partial / "bundle")
+            partial.rename(output / result.record.run_id)
+
         result = run_bundle(
             device,
             bundle,
             plan,
-            output / "latest.partial",
+            partial,
             allow_unsigned=options.allow_unsigned,
             on_progress=on_progress,
+            keep=keep,
         )
-        folder = output / result.record.run_id
-        keep_contract(bundle, output / "latest.partial" / "bundle")
-        (output / "latest.partial").rename(folder)
+    folder = output / result.record.run_id
     traces = folder / "traces.npz" if result.traces else None
     judged = judge_run(result.record, traces, bundle, probes, candidates=1, stated=[mode])
     report("device", steps, steps, judged.outcome)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from toggle_runtime.records import Measurement, ModeVerdict, ParitySample
+from toggle_runtime.records import OK, Measurement, ModeVerdict, ParitySample
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.certify import Certificate
@@ -97,10 +97,14 @@ def print_validation(result: ValidationResult, console: Console) -> None:
         console, "conditions", ", ".join(f"{key} {value}" for key, value in known.items()) or "unknown"
     )
     if result.parity is not None:
+        parity = result.parity
+        part = (
+            "" if parity.share == 1.0 else f", in the {parity.share:.0%} of texts that rounding touches least"
+        )
         print_entry(
             console,
             "parity",
-            f"logits within {result.parity.max_abs_logit_difference:.1e} of the searched weights",
+            f"logits within {parity.max_abs_logit_difference:.1e} of the searched weights{part}",
         )
     console.print()
     if result.verdict is not None:
@@ -136,5 +140,6 @@ def _text(each: Measurement | None, unit: str, factor: float, digits: int) -> st
         return f"unavailable: {each.reason if each else 'not measured'}"
     ci95 = None if each.ci95 is None else [bound * factor for bound in each.ci95]
     scaled = dataclasses.replace(each, value=each.value * factor, ci95=ci95)
-    why = f"; {each.reason}" if each.reason else ""
+    doubtful = "" if each.status == OK else f"{each.status}: "
+    why = f"; {doubtful}{each.reason}" if each.reason else ""
     return f"{interval(scaled, digits)} {unit}  n={each.n}{why}"
