@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli import alone, keys, registry
-from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
+from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, Restarts, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
@@ -36,6 +36,7 @@ def validate(
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
     output: RunsFolder = RUNS,
+    restarts: Restarts = None,
     sustained: Annotated[
         float | None,
         typer.Option("--sustained", help="Generate for so many seconds more, to see whether it slows down."),
@@ -46,7 +47,9 @@ def validate(
     from toggle_edge.pipeline.validation import ValidateOptions, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    options = ValidateOptions(device, bundle, mode, allow_unsigned, output, sustained_s=sustained)
+    options = ValidateOptions(
+        device, bundle, mode, allow_unsigned, output, restarts=restarts, sustained_s=sustained
+    )
     run(
         lambda report: run_validate(options, report),
         as_json,
