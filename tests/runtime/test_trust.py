@@ -210,7 +210,7 @@ class TestSignature:
     def test_an_unknown_signer_is_refused_even_where_unsigned_bundles_are_allowed(
         self, tmp_path: Path, manifest: Manifest
     ) -> None:
-        with pytest.raises(RecordError, match="this device trusts nobody; .*run `toggle-edge device trust`"):
+        with pytest.raises(RecordError, match=r"this device trusts nobody; .*run `toggle-edge device trust`"):
             trust.require_signature(tmp_path, manifest, allow_unsigned=True)
         trust.trust(tmp_path, OURS, "ann", False)
         with pytest.raises(RecordError, match=rf"trusts {trust.key_id(OURS)} \(ann\)"):
