@@ -23,6 +23,7 @@ OURS = frozenset(
         "keys",
         "lease",
         LAYOUT,
+        "limits.json",
         "runs",
         "talk",
     }

@@ -48,7 +48,8 @@ def _remove_if_stale(path: Path) -> None:
     try:
         # All that is inside too: unpacking onto a slow card takes long, and touches the top folder only at first.
         youngest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
-        if time.time() - youngest < STALE_S:
+        # A clock that was set back makes old files come from the future.
+        if abs(time.time() - youngest) < STALE_S:
             return
         if path.is_dir():
             shutil.rmtree(path)

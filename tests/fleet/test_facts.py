@@ -28,7 +28,7 @@ def test_our_own_agents_facts_are_read(tmp_path: Path) -> None:
     device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
     facts = facts_of(LocalTransport(tmp_path), device)
     assert facts.python.count(".") == 2
-    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 3)
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 4)
     assert facts.memory_bytes > 0
 
 

@@ -36,13 +36,17 @@ def validate(
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
     output: RunsFolder = RUNS,
+    sustained: Annotated[
+        float | None,
+        typer.Option("--sustained", help="Generate for so many seconds more, to see whether it slows down."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""
     from toggle_edge.pipeline.validation import ValidateOptions, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    options = ValidateOptions(device, bundle, mode, allow_unsigned, output)
+    options = ValidateOptions(device, bundle, mode, allow_unsigned, output, sustained_s=sustained)
     run(
         lambda report: run_validate(options, report),
         as_json,

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from toggle_runtime.meters import ON_GPU, nvml
+
 from toggle_edge.errors import FleetError
 from toggle_edge.fleet.capabilities import UNAVAILABLE, choose, is_by_runtime, readable_meters
 from toggle_edge.fleet.device import Device
@@ -133,13 +135,15 @@ def disk(look: Look) -> Finding:
 
 def energy(look: Look) -> Finding:
     device, facts = look.device, look.facts
-    readable = readable_meters(facts)
+    if device.meter is not None:
+        return Finding("energy", OK, f"the external meter of the device file; scope: {device.meter.scope}")
+    readable = [name for name in readable_meters(facts) if name != nvml.NAME or device.target in ON_GPU]
     if readable:
         return Finding("energy", OK, "; ".join(f"{name}: {facts.energy_meters[name]}" for name in readable))
     reasons = {name: told.removeprefix(f"{UNAVAILABLE}: ") for name, told in facts.energy_meters.items()}
     reasons |= {name: "this version has no meter for it" for name in device.meters if name not in reasons}
     told = [f"{name}: {reason}" for name, reason in reasons.items()]
-    told += [f"{name} is {state}, and not read yet" for name, state in facts.power_sources.items()]
+    told += [f"{name} is {state}" for name, state in facts.power_sources.items()]
     fix = None
     if reasons.get("rapl", "").startswith("permission"):
         fix = Fix(THERE, _RAPL)
