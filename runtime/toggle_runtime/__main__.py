@@ -7,7 +7,7 @@ from typing import List
 def main(argv: List[str]) -> int:
     """Dispatch `serve`, or `worker <pid of its agent>`. Returns the exit status, 2 for anything else."""
     if argv == ["serve"]:
-        from toggle_runtime.agent import serve
+        from toggle_runtime.serving import serve
 
         return serve()
     if len(argv) == 2 and argv[0] == "worker":
