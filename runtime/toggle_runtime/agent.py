@@ -1,6 +1,6 @@
 """The agent's control plane: does what one request asks, and answers it.
 
-Request: `{"protocol": 2, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
+Request: `{"protocol": 3, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
 `progress` events, then exactly one `result` or `error`. Standard library only; no model code is ever
 imported here, so a broken inference engine cannot keep the device from reporting that it is broken.
 """
@@ -31,9 +31,10 @@ from toggle_runtime.plan import Plan
 from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
+from toggle_runtime.succession import Succession
 from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
-from toggle_runtime.trust import trust
+from toggle_runtime.trust import revoke, trust
 from toggle_runtime.wire import RequestError, Wire
 
 Request = Dict[str, Any]
@@ -91,7 +92,13 @@ def _facts(request: Request, wire: Wire) -> Dict[str, Any]:
 
 def _trust(request: Request, wire: Wire) -> Dict[str, Any]:
     key, name = _field(request, "key", str), _field(request, "name", str)
-    return trust(request["root"], key, name, _flag(request, "force"))
+    told = _field(request, "successions", list) if "successions" in request else []
+    successions = [records.from_data(Succession, data) for data in told]
+    return trust(request["root"], key, name, _flag(request, "force"), successions)
+
+
+def _revoke(request: Request, wire: Wire) -> Dict[str, Any]:
+    return revoke(request["root"], _field(request, "key", str), _field(request, "name", str))
 
 
 def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -123,13 +130,14 @@ def _run(request: Request, wire: Wire) -> Dict[str, Any]:
     environment = environments.folder_of(root, _field(request, "environment", str))
     if not environment.is_dir():
         raise RequestError("environment", f"{environment} does not exist; send the command environment first")
-    spool = spool_of(root, run_id)
-    with lease.hold(root, owner, run_id):
+    spool_of(root, run_id)  # a plain name
+    with lease.hold(root, owner, run_id) as held:
+        spool = spool_of(root, run_id, held)
         if spool.folder.exists():
             raise RequestError(
                 "run", f"run {run_id} exists already; fetch its record, or choose another run_id"
             )
-        sweep(root, run_id)
+        sweep(root, run_id, held)
         spool.folder.mkdir(parents=True)
         try:
             spool.journal("lease", owner=owner, bundle=bundle)
@@ -150,14 +158,14 @@ def _activate(request: Request, wire: Wire) -> Dict[str, Any]:
         time.time(),
         _flag(request, "allow_unsigned"),
     )
-    with _working(request):
-        return deployment.activate(root, wanted, lambda event: wire.progress(**event))
+    with _working(request) as held:
+        return deployment.activate(root, wanted, lambda event: wire.progress(**event), held)
 
 
 def _rollback(request: Request, wire: Wire) -> Dict[str, Any]:
     bundle = _field(request, "bundle", str)
-    with _working(request):
-        return deployment.roll_back(request["root"], bundle, lambda event: wire.progress(**event))
+    with _working(request) as held:
+        return deployment.roll_back(request["root"], bundle, lambda event: wire.progress(**event), held)
 
 
 def _talk(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -176,13 +184,13 @@ def _talk(request: Request, wire: Wire) -> Dict[str, Any]:
 
 
 @contextmanager
-def _working(request: Request) -> Iterator[None]:
+def _working(request: Request) -> Iterator[lease.Lease]:
     """The device for ourselves, as a run has it: who measures must not be disturbed, nor find another bundle."""
     root, run_id = request["root"], _field(request, "run_id", str)
     spool_of(root, run_id)  # a plain name
-    with lease.hold(root, _field(request, "owner", str), run_id):
-        sweep(root, run_id)
-        yield
+    with lease.hold(root, _field(request, "owner", str), run_id) as held:
+        sweep(root, run_id, held)
+        yield held
 
 
 def _abort(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -200,9 +208,9 @@ def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
         raise RequestError("unknown", f"no run {run_id} on this device")
     if not spool.record_path.is_file():
         try:
-            with lease.hold(root, "fetch_record", run_id):
+            with lease.hold(root, "fetch_record", run_id) as held:
                 if not spool.record_path.is_file():
-                    close_aborted(spool, _field(request, "bundle", str))
+                    close_aborted(spool_of(root, run_id, held), _field(request, "bundle", str))
         except RequestError as exc:
             raise RequestError("running", f"run {run_id} has no record yet: {exc}") from exc
     text = spool.record_path.read_text(encoding="utf-8")
@@ -255,6 +263,7 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "missing": _missing,
     "rollback": _rollback,
     "remove": _remove,
+    "revoke": _revoke,
     "run": _run,
     "talk": _talk,
     "trust": _trust,

@@ -29,6 +29,8 @@ def missing(root: Path, digests: List[str]) -> Dict[str, Any]:
     (root / "incoming").mkdir(parents=True, exist_ok=True)
     absent = [digest for digest in digests if not _touched(blob_path(root, digest))]
     parts = {digest: part_path(root, digest) for digest in absent}
+    for part in parts.values():
+        _give_back(part)
     partial = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
     return {"missing": absent, "partial": partial}
 
@@ -51,18 +53,47 @@ def commit(root: Path, blobs: List[Blob]) -> Dict[str, Any]:
         if not part.exists() and mismatch(final, blob) is None:
             committed.append(blob.sha256)
             continue
-        problem = mismatch(part, blob)
+        # Taken away before it is looked at: another host that begins to send the same blob empties the part first.
+        taken = part.with_name(f"{part.name}.{os.getpid()}.tmp")
+        problem = _take(part, taken) or mismatch(taken, blob)
         if problem is not None:
-            if part.exists():
-                part.unlink()
+            if taken.exists():
+                taken.unlink()
             refused.append({"sha256": blob.sha256, "message": problem})
             continue
-        sync_file(part)
-        part.chmod(0o444)  # runs hard-link blobs, and a run must not change what others share
-        part.replace(final)
+        sync_file(taken)
+        taken.chmod(0o444)  # runs hard-link blobs, and a run must not change what others share
+        taken.replace(final)
         committed.append(blob.sha256)
     sync_folder(root / "blobs" / "sha256")
     return {"committed": committed, "refused": refused}
+
+
+def _take(part: Path, taken: Path) -> Optional[str]:
+    try:
+        os.utime(str(part))  # young, so that no sweep takes it while it is read
+        part.replace(taken)
+    except FileNotFoundError:
+        return "nothing has arrived"
+    return None
+
+
+def _give_back(part: Path) -> None:
+    """A part that an agent was verifying when it was killed is a part again: nothing is sent twice for that."""
+    for taken in part.parent.glob(f"{part.name}.*.tmp"):
+        owner = taken.name.split(".")[-2]
+        if owner.isdigit() and not _lives(int(owner)) and not part.exists():
+            taken.replace(part)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, so none of our agents
+        return False
+    return True
 
 
 def discard(root: Path, digests: List[str]) -> Dict[str, Any]:

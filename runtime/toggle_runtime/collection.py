@@ -31,7 +31,8 @@ def collect(root: Path, quota_bytes: int, *, young_s: float = YOUNG_S) -> Dict[s
     for path, kept in _things(root, needed, environments):
         size, used = _size(path), _used(path)
         total += size
-        if not kept and now - used >= young_s:
+        # What comes from the future is old: the clock was set back.
+        if not kept and abs(now - used) >= young_s:
             candidates.append((used, size, path))
     removed = 0
     for _, size, path in sorted(candidates):

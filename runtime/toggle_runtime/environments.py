@@ -86,6 +86,9 @@ def _unpack(path: Path, name: str, target: Path, budget: int) -> int:
             for member in members:
                 _check_member(member.filename, member.external_attr >> 16, name)
             archive.extractall(target)
+            for member in members:  # programs, which `extractall` makes plain files
+                if member.external_attr >> 16 & stat.S_IXUSR and not member.is_dir():
+                    (target / member.filename).chmod(0o755)
             return size
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as exc:
         raise RequestError("environment", f"wheel {name}: expected a zip archive, got {exc}") from exc

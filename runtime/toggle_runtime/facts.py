@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from toggle_runtime import PROTOCOL_VERSION, __version__, lease
+from toggle_runtime import PROTOCOL_VERSION, __version__, lease, meters
 from toggle_runtime.deployment import describe
 from toggle_runtime.layout import foreign
-from toggle_runtime.meters import ENERGY
-from toggle_runtime.meters.memory import METHOD, peak_of_this_process
+from toggle_runtime.meters.memory import METHOD, why_unavailable
 from toggle_runtime.power_sources import power_sources
 from toggle_runtime.records import RECORD_VERSION, Manifest
-from toggle_runtime.trust import trusted_keys
+from toggle_runtime.tree import Tree
+from toggle_runtime.trust import revoked_keys, trusted_keys
 
 _CPU = "/sys/devices/system/cpu"
 _SHOWN = 20
@@ -35,6 +35,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "manifest_versions": list(Manifest.READABLE),
         "record_version": RECORD_VERSION,
         "trusted_keys": trusted_keys(root),
+        "revoked_keys": revoked_keys(root),
         **describe(root),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
@@ -54,11 +55,8 @@ def gather(root: Path) -> Dict[str, Any]:
         "root_foreign": _foreign(root),
         "root_writable": os.access(str(_existing(root)), os.W_OK | os.X_OK),
         "root_executable": not os.statvfs(str(_existing(root))).f_flag & getattr(os, "ST_NOEXEC", 0),
-        "energy_meters": {
-            name: _told(f"{meter.METHOD}; scope: {meter.SCOPE}", meter.unavailable())
-            for name, meter in ENERGY.items()
-        },
-        "memory_meter": _told(METHOD, peak_of_this_process().reason),
+        "energy_meters": meters.told(Tree()),
+        "memory_meter": _told(METHOD, why_unavailable(Tree())),
         "power_sources": power_sources(),
     }
     modules = foreign_modules()

@@ -18,10 +18,12 @@ OURS = frozenset(
         "deployed",
         "deployment.json",
         "environments",
+        "fence",
         "incoming",
         "keys",
         "lease",
         LAYOUT,
+        "limits.json",
         "runs",
         "talk",
     }

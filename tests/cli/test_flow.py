@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,45 @@ def test_the_bundle_is_measured_and_certified(folder: Path, search: dict[str, An
     assert "RTAMT agrees in every number" in shown.stdout
     assert "5 candidates" in shown.stdout
     assert all(len(line) <= 100 for line in shown.stdout.splitlines())
+
+
+def test_the_agent_alone_measures_it_and_the_run_is_taken_home_once(
+    folder: Path, search: dict[str, Any]
+) -> None:
+    if not (folder / "by-mode").exists():
+        run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
+    written = run(folder, "device", "agent", "--key", "host.pub", "--json")
+    assert json.loads(written.stdout)["agent"] == "toggle-agent.pyz"
+    alone = subprocess.run(
+        [
+            sys.executable,
+            "toggle-agent.pyz",
+            "validate",
+            "by-mode",
+            "--root",
+            "alone",
+            "--key",
+            "host.pub",
+            "-o",
+            "run.zip",
+        ],
+        cwd=folder,
+        env={name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert alone.returncode in (0, 1), alone.stderr
+    assert ", installed in " in alone.stdout, "this interpreter has an engine"
+    home = ["--bundle", "by-mode", "--device", "pump-7", "--jobs", 2, "--json"]
+    taken = run(folder, "import", "run.zip", *home)
+    assert taken.returncode == alone.returncode, taken.stderr
+    result = json.loads(taken.stdout)
+    assert (result["certified"], result["device"]) == (True, "pump-7")
+    assert result["measured"]["decode_ms_p50"]["value"] > 0
+    again = run(folder, "import", next((folder / "alone" / "runs").iterdir()), *home)
+    assert (again.returncode, "is here already, with the same content" in again.stderr) == (2, True)
 
 
 def test_a_structure_is_checked_exported_and_measured_alike(folder: Path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos import Chaos
 from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel
 from toggle_runtime.blobs import blob_of
 
 from toggle_edge.errors import AgentError, HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet import agent_client, ssh
 from toggle_edge.fleet.agent_client import request
+from toggle_edge.fleet.chaos import Chaos
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, Jump
 from toggle_edge.fleet.shipping import ship
@@ -187,7 +187,7 @@ class TestBadLinks:
             with pytest.raises(TransportLostError):
                 ship(first, far, files)
             part = Path(device.root, "incoming", f"{file[0]}.part")
-            wait_until(lambda: part.stat().st_size > 0, "nothing arrived before the cut")
+            wait_until(lambda: part.exists() and part.stat().st_size > 0, "nothing arrived before the cut")
             arrived = part.stat().st_size
             assert arrived < file[2]
             second = connect(far)
@@ -211,8 +211,8 @@ class TestBadLinks:
             run(transport, ["sleep", "30"])
 
     def test_a_slow_command_that_speaks_is_left_alone(self, device: Device) -> None:
-        transport = ssh.connect(device, silence_s=1.0)
-        assert run(transport, ["sh", "-c", "for i in 1 2 3 4; do sleep 0.5; echo $i; done"])[0] == 0
+        transport = ssh.connect(device, silence_s=4.0)
+        assert run(transport, ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.5; echo $i; done"])[0] == 0
         transport.close()
 
 

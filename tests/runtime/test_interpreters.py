@@ -145,7 +145,7 @@ def test_another_protocol_is_refused_with_the_side_to_upgrade(bench: Bench) -> N
             [bench.device.python, "-I", "-S", path, "serve"], input=line, capture_output=True
         )
         event = json.loads(done.stdout)
-        assert (event["kind"], event["protocol"], event["agent_version"]) == ("protocol", 2, "0.1.0")
+        assert (event["kind"], event["protocol"], event["agent_version"]) == ("protocol", 3, "0.1.0")
         assert side in event["message"]
 
 
@@ -153,7 +153,7 @@ def test_facts_name_this_interpreter_and_nothing_foreign(bench: Bench) -> None:
     facts = facts_of(bench.transport, bench.device)
     assert interpreter(facts.python.rpartition(".")[0]) == bench.device.python
     assert facts.modules == []
-    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (2, [1, 2, 3, 4], 3)
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 3)
 
 
 def test_a_part_of_an_upload_is_committed_or_refused(bench: Bench, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toggle_edge.cli import registry
+from toggle_edge.cli import alone, keys, registry
 from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
@@ -24,6 +24,9 @@ def register(app: typer.Typer) -> None:
     group.command("doctor")(registry.doctor)
     group.command("trust")(trust)
     group.command("remove")(registry.remove)
+    group.command("keys")(keys.device_keys)
+    group.command("revoke")(keys.device_revoke)
+    group.command("agent")(alone.agent)
     app.add_typer(group, name="device")
 
 
@@ -33,13 +36,17 @@ def validate(
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
     output: RunsFolder = RUNS,
+    sustained: Annotated[
+        float | None,
+        typer.Option("--sustained", help="Generate for so many seconds more, to see whether it slows down."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""
     from toggle_edge.pipeline.validation import ValidateOptions, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    options = ValidateOptions(device, bundle, mode, allow_unsigned, output)
+    options = ValidateOptions(device, bundle, mode, allow_unsigned, output, sustained_s=sustained)
     run(
         lambda report: run_validate(options, report),
         as_json,

@@ -55,7 +55,10 @@ def switch_in(
     """
     session = Session(device, connect)
     try:
-        identifier = prepare_environment(session.open(), device, wheels, on_progress)
+        identifier = session.through(
+            lambda link: prepare_environment(link, device, wheels, on_progress, bundle.manifest.target),
+            on_progress,
+        )
         event = session.ask(
             "activate",
             {
@@ -80,11 +83,18 @@ def roll_back(
     """Switch back to the bundle before. Raises AgentError where there is none, or it is not healthy any more."""
     session = Session(device, connect)
     try:
-        before = deployed_on(session.open(), device)
+        before = session.through(lambda link: deployed_on(link, device), on_progress)
         if before is None or before.previous is None:
             raise AgentError(f"device {device.name!r}: nothing was deployed there before what is active now")
-        event = session.ask("rollback", {"bundle": before.previous.bundle}, on_progress=on_progress)
-        return _deployment(event, device)
+        wanted = before.previous.bundle
+        try:
+            return _deployment(session.ask("rollback", {"bundle": wanted}, on_progress=on_progress), device)
+        except AgentError:
+            # An agent may be killed after it switched and before it said so. Whoever then asks again goes forward.
+            now = session.through(lambda link: deployed_on(link, device), on_progress)
+            if now is None or now.active.bundle != wanted:
+                raise
+            return now
     finally:
         session.close()
 

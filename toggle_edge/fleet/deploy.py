@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from toggle_runtime.blobs import mismatch
@@ -23,6 +24,7 @@ from toggle_edge.fleet.owner import this_process
 from toggle_edge.fleet.session import Connect, Session, new_run_id
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
+from toggle_edge.keyring import successions
 
 MAX_RECORD_BYTES = 64 << 20
 MAX_TRACES_BYTES = 256 << 20
@@ -42,13 +44,15 @@ def prepare_environment(
     device: Device,
     wheels: list[WheelFile] | None = None,
     on_progress: OnProgress = ignore_progress,
+    target: str = "onnx-cpu",
 ) -> str:
-    """Have the worker's wheels (chosen by the device's facts unless given) unpacked; return the environment's id.
+    """Have the worker's wheels (chosen by `target` and the device's facts unless given) unpacked; return the
+    environment's id.
 
     They are sent only where the environment is not there yet: once it is, the device may have let its wheels go.
     """
     if wheels is None:
-        wheels = worker_wheels(facts_of(transport, device))
+        wheels = worker_wheels(facts_of(transport, device), target=target)
     identifier = environment_id(wheels)
     described = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name} for wheel in wheels]
     fields: Event = {"id": identifier, "wheels": described}
@@ -56,6 +60,10 @@ def prepare_environment(
         ship(transport, device, {wheel.sha256: (wheel.path, wheel.size) for wheel in wheels}, on_progress)
         request(transport, device, "environment", on_progress=on_progress, **fields)
     return identifier
+
+
+def _leave_it_there(result: RunResult) -> None:
+    """For callers whose folder is where runs stay."""
 
 
 def run_bundle(
@@ -68,29 +76,38 @@ def run_bundle(
     owner: str | None = None,
     allow_unsigned: bool = False,
     on_progress: OnProgress = ignore_progress,
+    keep: Callable[[RunResult], None] = _leave_it_there,
     connect: Connect = transports.connect,
 ) -> RunResult:
     """Ship `bundle` and its worker environment, run `plan`, fetch record and traces into `folder`, verified.
 
+    `keep` puts them where they are to stay: only then the device hears that it may let the run go, so a host that is
+    killed before has lost nothing.
+
     The device is told to trust the bundle's key if it trusts none yet; `allow_unsigned` lets it run a bundle
     without a signature. A run that a killed process of this host left there is ended first.
 
-    A record whose outcome is not PASS is returned like any other. A link that is lost during the run is
-    opened again, and the run's result fetched: the agent goes on without us. Raises FleetError when the
+    A record whose outcome is not PASS is returned like any other. A link that is lost is opened again: uploads go on
+    where they broke off, and a run's result is fetched, since the agent goes on without us. Raises FleetError when the
     device cannot be used, AgentError when it refuses (its lease is taken) or answers nonsense.
     """
     session = Session(device, connect)
     try:
-        if bundle.manifest.signature is not None:
-            trust_key(session.open(), device, bundle.manifest.signature.key, bundle.signed_by or "unnamed")
+        signature = bundle.manifest.signature
+        if signature is not None:
+            name = bundle.signed_by or "unnamed"
+            session.through(lambda link: trust_key(link, device, signature.key, name), on_progress)
         run_id = new_run_id()
-        identifier = prepare_environment(session.open(), device, wheels, on_progress)
+        identifier = session.through(
+            lambda link: prepare_environment(link, device, wheels, on_progress, bundle.manifest.target),
+            on_progress,
+        )
         manifest = bundle.folder / MANIFEST
         files = {
             blob.sha256: (bundle.blob_path(blob.sha256), blob.size) for blob in bundle.manifest.files.values()
         }
         files[bundle.digest] = (manifest, manifest.stat().st_size)
-        sent = ship(session.open(), device, files, on_progress)
+        sent = session.through(lambda link: ship(link, device, files, on_progress), on_progress)
         on_progress({"event": "progress", "step": "shipped", "sent_bytes": sent})
         event = session.run(
             {
@@ -104,7 +121,8 @@ def run_bundle(
             on_progress,
             _longest_s(plan),
         )
-        result = _fetch(session.open(), device, event, run_id, folder)
+        result = session.through(lambda link: _fetch(link, device, event, run_id, folder), on_progress)
+        keep(result)
         _tidy(session, device, run_id)
         return result
     finally:
@@ -112,11 +130,13 @@ def run_bundle(
 
 
 def trust_key(transport: Transport, device: Device, key: str, name: str, *, force: bool = False) -> None:
-    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, or `force`.
+    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, follows one that
+    is by this host's rotations, or `force`.
 
     Raises AgentError, with the keys that the device trusts, otherwise.
     """
-    request(transport, device, "trust", key=key, name=name, force=force)
+    followed = [dataclasses.asdict(each) for each in successions()]
+    request(transport, device, "trust", key=key, name=name, force=force, successions=followed)
 
 
 def _fetch(transport: Transport, device: Device, event: Event, run_id: str, folder: Path) -> RunResult:
@@ -163,6 +183,12 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
         raise AgentError(
             f"device {device.name!r}: expected path, sha256 and size of {local.name}, got {described!r}"
         ) from exc
+    # What a device names is fetched only if it could be what was asked for.
+    parts = PurePosixPath(remote).parts
+    if ".." in parts or parts[-1:] != (local.name,):
+        raise AgentError(
+            f"device {device.name!r}: expected the path of a {local.name} without `..`, got {remote[:120]!r}"
+        )
     transport.download(remote, local, limit)
     problem = mismatch(local, blob)
     if problem is not None:
@@ -171,5 +197,5 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
 
 def _longest_s(plan: Plan) -> float:
     """The time after which a run cannot be going on any more, with room for hashing and start-up."""
-    processes = len(plan.passes) + plan.restarts
-    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s
+    processes = len(plan.passes) + plan.restarts + plan.colds
+    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s + plan.sustained_s

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 from toggle_edge.errors import AgentError, FleetError, TransportLostError
 from toggle_edge.fleet.agent_client import (
@@ -23,12 +24,19 @@ from toggle_edge.fleet.transport import Transport
 RECONNECT_S = 120.0
 """How long a device may be unreachable before what is asked of it is given up."""
 
+AWAY_S = 30.0
+"""The same where nothing is under way on the device yet, or any more."""
+
+MOST_LOSSES = 10
+"""A link that breaks so often in one step is given up: it may well break at the same place each time."""
+
 ORPHAN_S = 60.0
 """How long the aborted run of a host that was killed may take to give the device back."""
 
 _POLL_S = 2.0
 
 Connect = Callable[[Device], Transport]
+Answer = TypeVar("Answer")
 
 
 class Session:
@@ -38,16 +46,42 @@ class Session:
         self._device = device
         self._connect = connect
         self._transport: Transport | None = None
+        self._met = False
 
     def open(self) -> Transport:
         if self._transport is None:
             self._transport = self._connect(self._device)
+            self._met = True
         return self._transport
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+    def through(
+        self, work: Callable[[Transport], Answer], on_progress: OnProgress = ignore_progress
+    ) -> Answer:
+        """Do what may be done twice, over a new connection whenever one is lost; return what it returns.
+
+        Raises TransportLostError for a device that was never reached, or stays away, or whose link breaks at every try.
+        """
+        losses = 0
+        away_since: float | None = None
+        while True:
+            try:
+                transport = self.open()
+                away_since = None
+                return work(transport)
+            except TransportLostError:
+                self.close()
+                losses += 1
+                now = time.monotonic()
+                away_since = now if away_since is None else away_since
+                if not self._met or losses > MOST_LOSSES or now > away_since + AWAY_S:
+                    raise
+                on_progress({"event": "progress", "step": "reconnecting"})
+                time.sleep(_POLL_S)
 
     def run(self, fields: Event, on_progress: OnProgress, timeout_s: float) -> Event:
         try:

@@ -1,23 +1,24 @@
 """SSH on paramiko, with a pinned host key and our own idea of when a link is dead.
 
-paramiko's keepalive does not notice a link that went silent, and a blocked SFTP write may never return. So
-every operation is watched: when the socket delivers nothing for `silence_s`, the connection is closed.
+Every operation is watched: when the socket delivers nothing for `silence_s`, the connection is closed. Large files are
+streamed to a small program there, which says how far it has written: SFTP asks for an answer to every 32 KiB.
 """
 
 from __future__ import annotations
 
-import threading
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import paramiko
 
 from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.shell_words import joined
-from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink
+from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, SILENCE_S, AnyLink, watched
 from toggle_edge.fleet.ssh_login import login
 from toggle_edge.fleet.transport import (
     MAX_STDERR_BYTES,
@@ -29,11 +30,36 @@ from toggle_edge.fleet.transport import (
     ignore_bytes,
 )
 
-SILENCE_S = 15.0
-"""Longest silence of a live link. An agent at work speaks every 2 s; a server acknowledges every write."""
+CHUNK_BYTES = 4 << 20
+"""What may be under way to the device at most, not yet written there: what a lost link can cost to send again."""
 
+_STREAMED_BYTES = 1 << 20  # below this, to start an interpreter there costs more than it saves
 _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the throughput
 _POLL_S = 0.2
+_LONGEST_S = 600.0  # from the last byte sent to the last one written
+
+# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor.
+_RECEIVER = """\
+import os, sys, time
+at = int(sys.argv[2])
+try:
+    target = os.open(sys.argv[1], os.O_WRONLY | (0 if at else os.O_CREAT | os.O_TRUNC), 0o644)
+    os.lseek(target, at, 0)
+    print(at, flush=True)
+    told, spoke, data = at, time.monotonic(), b"-"
+    while data:
+        data = os.read(0, 1 << 20)
+        rest = data
+        while rest:
+            written = os.write(target, rest)
+            at, rest = at + written, rest[written:]
+        if at - told >= 1 << 20 or time.monotonic() - spoke > 1 or not data:
+            told, spoke = at, time.monotonic()
+            print(at, flush=True)
+    os.close(target)
+except OSError as exc:
+    sys.exit(exc.strerror)
+"""
 
 
 def connect(device: Device, silence_s: float = SILENCE_S) -> Transport:
@@ -43,14 +69,17 @@ def connect(device: Device, silence_s: float = SILENCE_S) -> Transport:
     """
     where = f"device {device.name!r} ({device.user}@{device.host}:{device.port})"
     client, link = login(device, where)
-    return SshTransport(client, link, where, silence_s)
+    return SshTransport(client, link, where, device.python, silence_s)
 
 
 class SshTransport:
     """One authenticated connection. After TransportLostError it is closed; connect again."""
 
-    def __init__(self, client: paramiko.Transport, link: AnyLink, where: str, silence_s: float) -> None:
+    def __init__(
+        self, client: paramiko.Transport, link: AnyLink, where: str, python: str, silence_s: float
+    ) -> None:
         self._client = client
+        self._python = python
         self._link = link
         self._where = where
         self._silence_s = silence_s
@@ -58,10 +87,7 @@ class SshTransport:
 
     def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
         deadline = time.monotonic() + timeout_s
-        try:
-            line = joined(command)
-        except ValueError as exc:
-            raise TransportError(f"{self._where}: {exc}") from exc
+        line = self._line(command)
         with self._watched(f"{command[0]} was running"):
             channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
             try:
@@ -76,6 +102,9 @@ class SshTransport:
     def upload(self, local: Path, remote: str, offset: int = 0, on_bytes: OnBytes = ignore_bytes) -> None:
         with self._watched(f"{remote} was being written"), local.open("rb") as source:
             source.seek(offset)
+            if local.stat().st_size - offset >= _STREAMED_BYTES:
+                self._stream(source, remote, offset, on_bytes)
+                return
             with self._sftp().open(remote, "r+b" if offset else "wb") as target:
                 target.seek(offset)
                 target.set_pipelined(True)
@@ -135,6 +164,12 @@ class SshTransport:
             raise EOFError("no SFTP channel")
         return self._sftp_client
 
+    def _line(self, command: Sequence[str]) -> str:
+        try:
+            return joined(command)
+        except ValueError as exc:
+            raise TransportError(f"{self._where}: {exc}") from exc
+
     def _collect(
         self, channel: paramiko.Channel, lines: LineSplitter, deadline: float, timeout_s: float
     ) -> Completed:
@@ -157,41 +192,67 @@ class SshTransport:
             raise EOFError("the connection was closed")
         return Completed(status, stderr.decode("utf-8", "replace"))
 
+    def _stream(self, source: BinaryIO, remote: str, offset: int, on_bytes: OnBytes) -> None:
+        program = f"exec({json.dumps(_RECEIVER)})"
+        line = self._line([self._python, "-I", "-S", "-c", program, remote, str(offset)])
+        channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
+        written = -1  # until it is ready: what a link loses before it reads would have to be sent again
+
+        def take(line: bytes) -> None:
+            nonlocal written
+            text = line.strip()
+            if text.isdigit() and max(written, offset) <= int(text) <= sent:
+                written = int(text)
+                on_bytes(written)
+
+        try:
+            channel.exec_command(line)
+            sent, lines = offset, LineSplitter(take)
+            going = True
+            while going and (chunk := source.read(_WRITE_BYTES)):
+                while going and (
+                    written < 0 or channel.recv_ready() or sent + len(chunk) - written > CHUNK_BYTES
+                ):
+                    answer = channel.recv(1 << 12)
+                    lines.feed(answer)
+                    going = answer != b""
+                with suppress(OSError):  # it ended, and its last words say why
+                    channel.sendall(chunk)
+                    sent += len(chunk)
+            with suppress(OSError):
+                channel.shutdown_write()
+            ended = self._collect(channel, lines, time.monotonic() + _LONGEST_S, _LONGEST_S)
+        finally:
+            channel.close()
+        if ended.status != 0 or written != sent or source.read(1):
+            words = ended.stderr.strip()[-200:] or f"status {ended.status}"
+            raise TransportError(
+                f"{self._where}: the device answered {words!r} while {remote} was being written (bytes there: "
+                f"{max(0, written)}); is its disk full, and is {self._python!r} a Python 3.8 or later?"
+            )
+
     @contextmanager
     def _watched(self, doing: str) -> Iterator[None]:
         """Close the link when it is silent for too long; turn what paramiko then raises into our errors."""
-        done = threading.Event()
-        silent = threading.Event()
-
-        def watch() -> None:
-            self._link.heard = time.monotonic()
-            while not done.wait(_POLL_S):
-                if time.monotonic() - self._link.heard > self._silence_s:
-                    silent.set()
-                    self._client.close()
-                    return
-
-        watchdog = threading.Thread(target=watch, daemon=True)
-        watchdog.start()
-        try:
-            yield
-        except TransportError:
-            raise
-        except FileNotFoundError as exc:
-            raise TransportError(f"{self._where}: no such file on the device while {doing}") from exc
-        except PermissionError as exc:
-            raise TransportError(f"{self._where}: permission denied on the device while {doing}") from exc
-        except (EOFError, OSError, paramiko.SSHException) as exc:
-            why = f"silent for {self._silence_s:g} s" if silent.is_set() else (str(exc) or type(exc).__name__)
-            if not silent.is_set() and self._refused(exc):
-                raise TransportError(
-                    f"{self._where}: the device answered {why!r} while {doing}; is its disk full?"
-                ) from exc
-            self._client.close()
-            raise TransportLostError(f"{self._where}: the link was lost while {doing}: {why}") from exc
-        finally:
-            done.set()
-            watchdog.join()
+        with watched(self._link, self._client.close, self._silence_s) as silent:
+            try:
+                yield
+            except TransportError:
+                raise
+            except FileNotFoundError as exc:
+                raise TransportError(f"{self._where}: no such file on the device while {doing}") from exc
+            except PermissionError as exc:
+                raise TransportError(f"{self._where}: permission denied on the device while {doing}") from exc
+            except (EOFError, OSError, paramiko.SSHException) as exc:
+                why = (
+                    f"silent for {self._silence_s:g} s" if silent.is_set() else str(exc) or type(exc).__name__
+                )
+                if not silent.is_set() and self._refused(exc):
+                    raise TransportError(
+                        f"{self._where}: the device answered {why!r} while {doing}; is its disk full?"
+                    ) from exc
+                self._client.close()
+                raise TransportLostError(f"{self._where}: the link was lost while {doing}: {why}") from exc
 
     def _refused(self, exc: Exception) -> bool:
         # An SFTP status without errno is all that OpenSSH gives for a full disk and the like.

@@ -6,11 +6,20 @@ Both know when they last heard from the other side, which is how a dead link is 
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import paramiko
 
-CONNECT_TIMEOUT_S = 15.0
+SILENCE_S = 8.0
+"""Longest silence of a live link. An agent at work speaks every 2 s; a server acknowledges what it is sent."""
+
+CONNECT_TIMEOUT_S = SILENCE_S
+"""How long a machine may take to accept a connection, or a channel."""
+
+_POLL_S = 0.2
 
 
 class Link(socket.socket):
@@ -68,3 +77,28 @@ class Tunnel:
 
 
 AnyLink = Link | Tunnel
+
+
+@contextmanager
+def watched(link: AnyLink, close: Callable[[], None], silence_s: float) -> Iterator[threading.Event]:
+    """Call `close` when nothing is heard over `link` for so long during the block; the event tells that it was.
+
+    paramiko's keepalive does not notice a link that went silent, and a blocked write may never return.
+    """
+    done, silent = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_POLL_S):
+            if time.monotonic() - link.heard > silence_s:
+                silent.set()
+                close()
+                return
+
+    link.heard = time.monotonic()
+    watchdog = threading.Thread(target=watch, daemon=True)
+    watchdog.start()
+    try:
+        yield silent
+    finally:
+        done.set()
+        watchdog.join()

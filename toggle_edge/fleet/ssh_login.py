@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,13 @@ import paramiko
 
 from toggle_edge.errors import HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device, Jump
-from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink, Link, Tunnel
+from toggle_edge.fleet.ssh_links import SILENCE_S, AnyLink, Link, Tunnel, watched
+
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+"""Preferred, where both sides have them: one pass over the data encrypts and authenticates it."""
+
+_LONGEST_S = 60.0
+"""Longest login of a device that keeps talking: key exchange takes a small one seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ def _logged_in(end: Device | Jump, where: str, jump: Jump | None) -> tuple[param
                     "nothing was sent. If the device was set up anew, check the fingerprint on the device itself "
                     "and put it into its device file"
                 )
-            _authenticate(client, end, keys, where)
+            with watched(link, client.close, SILENCE_S) as silent:
+                _authenticate(client, end, keys, where, silent)
         except BaseException:
             client.close()
             raise
@@ -95,15 +103,18 @@ def _opened(where: str, host: str, port: int, jump: Jump | None) -> AnyLink:
 
 def _negotiated(where: str, link: AnyLink) -> paramiko.Transport:
     client = paramiko.Transport(link)
-    client.banner_timeout = client.auth_timeout = CONNECT_TIMEOUT_S
-    try:
-        client.start_client(timeout=CONNECT_TIMEOUT_S)
-    except BaseException as exc:
-        client.close()
-        link.close()  # which paramiko leaves open before keys are exchanged
-        if isinstance(exc, (paramiko.SSHException, EOFError, OSError)):
-            raise _lost(where, exc) from exc
-        raise
+    client.banner_timeout = client.auth_timeout = _LONGEST_S
+    options = client.get_security_options()
+    options.ciphers = sorted(options.ciphers, key=lambda cipher: cipher not in CIPHERS)
+    with watched(link, client.close, SILENCE_S) as silent:
+        try:
+            client.start_client(timeout=_LONGEST_S)
+        except BaseException as exc:
+            client.close()
+            link.close()  # which paramiko leaves open before keys are exchanged
+            if isinstance(exc, (paramiko.SSHException, EOFError, OSError)):
+                raise _lost(where, exc, silent.is_set()) from exc
+            raise
     return client
 
 
@@ -131,7 +142,11 @@ def _client_keys(end: Device | Jump, where: str) -> Iterator[Sequence[paramiko.P
 
 
 def _authenticate(
-    client: paramiko.Transport, end: Device | Jump, keys: Sequence[paramiko.PKey], where: str
+    client: paramiko.Transport,
+    end: Device | Jump,
+    keys: Sequence[paramiko.PKey],
+    where: str,
+    silent: threading.Event,
 ) -> None:
     named = f"the key {end.identity}" if end.identity else f"all {len(keys)} keys of the SSH agent"
     for tried, key in enumerate(keys, 1):
@@ -139,6 +154,8 @@ def _authenticate(
             client.auth_publickey(end.user, key)
             return
         except (paramiko.SSHException, EOFError, OSError) as exc:
+            if silent.is_set():  # which paramiko takes for a refusal
+                raise _lost(where, exc, True) from exc
             if tried > 1 and not client.is_active():
                 # A server allows few attempts (six, as OpenSSH comes), and an agent may hold many keys.
                 raise TransportError(
@@ -154,5 +171,6 @@ def _authenticate(
                 ) from exc
 
 
-def _lost(where: str, exc: Exception) -> TransportLostError:
-    return TransportLostError(f"{where}: the connection failed: {exc or type(exc).__name__}")
+def _lost(where: str, exc: Exception, silent: bool = False) -> TransportLostError:
+    why = f"silent for {SILENCE_S:g} s" if silent else str(exc) or type(exc).__name__
+    return TransportLostError(f"{where}: the connection failed: {why}")

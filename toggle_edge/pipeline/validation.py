@@ -9,11 +9,11 @@ from pathlib import Path
 
 from toggle_runtime.backends import BACKENDS
 from toggle_runtime.plan import Plan
-from toggle_runtime.records import ERROR, FAIL, PASS
+from toggle_runtime.records import ERROR, FAIL, PASS, RecordError
 
 from toggle_edge.bundle import keep_contract, probes_of, read_bundle
-from toggle_edge.errors import BundleError
-from toggle_edge.fleet.deploy import run_bundle
+from toggle_edge.errors import BundleError, InputError
+from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
@@ -22,7 +22,7 @@ from toggle_edge.report.validation import ValidationResult
 from toggle_edge.selection import budget_of, over_budget
 from toggle_edge.workspace import workspace
 
-PLAN = Plan(["parity", "verify", "latency", "memory", "energy"])
+PLAN = Plan(["parity", "verify", "capacity", "cold", "latency", "memory", "energy"])
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class ValidateOptions:
     allow_unsigned: bool = False
     output: Path = Path("toggle-edge-runs")
     plan: Plan = PLAN
+    sustained_s: float | None = None
 
 
 def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult:
@@ -44,14 +45,15 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
     if bundle.manifest.target not in BACKENDS:
         raise BundleError(
-            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)} so far, this one is for "
-            f"{bundle.manifest.target}; export the config for one of these, or run the artifact with the runner in "
-            "runtime/executorch_runner"
+            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)}, this one is for "
+            f"{bundle.manifest.target}; export the config for one of these"
         )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
-    plan = dataclasses.replace(options.plan, threads=device.threads)
-    steps, started = len(plan.passes) - 1 + plan.restarts, 0
+    plan = dataclasses.replace(options.plan, threads=device.threads, meter=device.meter)
+    if options.sustained_s is not None:
+        plan = with_sustained(plan, options.sustained_s)
+    steps, started = processes_of(plan), 0
 
     def on_progress(event: Mapping[str, object]) -> None:
         nonlocal started
@@ -59,17 +61,22 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         report("device", max(0, started - 1), steps, describe(event))
 
     with workspace(options.output / device.name) as output:
+        partial = output / "latest.partial"
+
+        def keep(result: RunResult) -> None:
+            keep_contract(bundle, partial / "bundle")
+            partial.rename(output / result.record.run_id)
+
         result = run_bundle(
             device,
             bundle,
             plan,
-            output / "latest.partial",
+            partial,
             allow_unsigned=options.allow_unsigned,
             on_progress=on_progress,
+            keep=keep,
         )
-        folder = output / result.record.run_id
-        keep_contract(bundle, output / "latest.partial" / "bundle")
-        (output / "latest.partial").rename(folder)
+    folder = output / result.record.run_id
     traces = folder / "traces.npz" if result.traces else None
     judged = judge_run(result.record, traces, bundle, probes, candidates=1, stated=[mode])
     report("device", steps, steps, judged.outcome)
@@ -96,10 +103,27 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     )
 
 
+def with_sustained(plan: Plan, seconds: float) -> Plan:
+    """The plan with a sustained run of so many seconds after the latency pass. Raises InputError for a bad number."""
+    passes = [each for each in plan.passes if each != "sustained"]
+    place = passes.index("latency") + 1 if "latency" in passes else len(passes)
+    try:
+        return dataclasses.replace(
+            plan, passes=[*passes[:place], "sustained", *passes[place:]], sustained_s=seconds
+        )
+    except RecordError as exc:
+        raise InputError(str(exc)) from exc
+
+
+def processes_of(plan: Plan) -> int:
+    """How many steps a run of the plan takes: one for each pass, but one for each restart."""
+    repeated = {"latency": plan.restarts, "cold": plan.colds}
+    return sum(repeated.get(name, 1) for name in plan.passes)
+
+
 def starts_a_process(event: Mapping[str, object]) -> bool:
-    """Whether the event says that a worker starts: one for each pass, but for latency one for each restart."""
-    latency = event.get("pass") == "latency"
-    return event.get("step") == ("restart" if latency else "started")
+    """Whether the event says that such a step starts."""
+    return event.get("step") == ("restart" if event.get("pass") in ("latency", "cold") else "started")
 
 
 def describe(event: Mapping[str, object]) -> str:

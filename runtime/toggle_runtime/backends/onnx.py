@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from toggle_runtime.backends.placement import in_place
 from toggle_runtime.records import Generation, ModelShape
-from toggle_runtime.signals import UNDECIDED, heads_of
+from toggle_runtime.signals import UNDECIDED
 
 GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
 _LEVEL = b"\x0a\x0eaccuracy_level\x18"
@@ -135,18 +136,7 @@ def outputs(
     hidden = [f"signals.hidden.{layer}" for layer in states]
     found = model.session.run(["logits", *attention, *hidden], _prompt(model.shape, batch))
     rows = found[1 : 1 + len(attention)]
-    placed = np.stack(rows, 1) if model.shape.kept is None else _in_place(model.shape, rows)
-    return found[0], placed, np.stack(found[1 + len(attention) :], 1)
-
-
-def _in_place(shape: ModelShape, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Each block's attention at its place in the baseline, and each head's; zeros at the others'."""
-    batch, own, tokens, keys = rows[0].shape
-    heads = own // len(shape.blocks[0].kv_groups) * shape.kv_heads
-    placed = np.zeros((batch, shape.layers, heads, tokens, keys), np.float32)
-    for each, values in zip(shape.blocks, rows):
-        placed[:, each.block, heads_of(each.kv_groups, values.shape[1])] = values
-    return placed
+    return found[0], in_place(model.shape, rows), np.stack(found[1 + len(attention) :], 1)
 
 
 def choices(model: OnnxModel, batch: NDArray[np.int64]) -> NDArray[np.int64]:
