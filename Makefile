@@ -11,18 +11,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test coverage lint setup runner clean
+.PHONY: demo test coverage lint setup runner boards clean
 
 demo: setup
 	@$(BIN)/toggle-edge demo
 
-test: setup lint runner
+test: setup lint runner boards
 	$(BIN)/python -m pytest
 
 # What lowers for ExecuTorch and builds its runner: 160 MB, fetched once. Without it those tests skip.
 runner: setup
 	@scripts/system-packages runner
 	@$(BIN)/python -c 'from toggle_edge.export.executorch.overlay import prefetch; prefetch()'
+
+# Emulated boards for the tests: two root file systems of 150 MB, fetched once. Without them those tests skip.
+boards:
+	@scripts/system-packages boards
 
 # Statement coverage of host and runtime; agents and workers that tests start measure themselves. Each must reach 90 %.
 coverage: setup

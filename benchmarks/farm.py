@@ -1,10 +1,10 @@
 """A farm of real sshd devices on loopback: registered, validated and deployed to in parallel; some of them broken.
 
-`OMP_NUM_THREADS=1 python benchmarks/farm.py --devices 20` starts that many sshd, each with keys and a
-root of its own, exports one bundle of the demo model, and runs `device add`, `deploy` and `run` for every device,
-`--parallel` at a time. Three devices fail on purpose: one's host key changes after it was confirmed, one's sshd dies
-in the middle of its deployment, one's root cannot be written. It ends with 1 unless every whole device answers from
-what was deployed, and every broken one ends with 3 and says why.
+`OMP_NUM_THREADS=1 python benchmarks/farm.py --devices 20` starts that many sshd, each with keys and a root of its own
+(as root also a host name, a home, users and processes of its own), exports one bundle of the demo model, and runs
+`device add`, `deploy` and `run` for every device, `--parallel` at a time. Three devices fail on purpose: one's host key
+changes after it was confirmed, one's sshd dies in the middle of its deployment, one's root cannot be written. It ends
+with 1 unless every whole device answers from what was deployed, and every broken one ends with 3 and says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_edge.fleet.namespaces import why_unavailable
 from toggle_edge.fleet.sshd import LoopbackSshd
+from toggle_edge.fleet.surroundings import apart
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "demo" / "model"
@@ -101,7 +103,8 @@ def dying(folder: Path, server: LoopbackSshd, bundle: Path) -> Ended:
 def without_room(folder: Path, server: LoopbackSshd, bundle: Path) -> Ended:
     """Nothing can be written where our files should lie."""
     began, name = time.monotonic(), server.device.name
-    Path(server.device.root).write_text("a file, where a folder is wanted")
+    root = server.device.root
+    (Path(root) if Path(root).is_absolute() else server.folder / "home" / root).write_text("not a folder")
     done = registered(folder, server)
     return Ended(name, REFUSED, done.returncode, last_words(done), time.monotonic() - began)
 
@@ -121,10 +124,13 @@ def main() -> int:
         exported = call(folder, "export", MODEL, "--config", "int8-g64", "-o", "bundle")
         if exported.returncode:
             raise SystemExit(exported.stderr)
-        servers = [
-            stack.enter_context(LoopbackSshd(folder / f"sshd-{index}", f"device-{index:02}"))
-            for index in range(arguments.devices)
-        ]
+        together = why_unavailable()
+        print(f"devices share this machine's users: {together}" if together else "each device is enclosed")
+        servers = []
+        for index in range(arguments.devices):
+            name, own = f"device-{index:02}", folder / f"sshd-{index}"
+            around = None if together else apart(own, name)
+            servers.append(stack.enter_context(LoopbackSshd(own, name, around)))
         began = time.monotonic()
         with ThreadPoolExecutor(arguments.parallel) as pool:
             works = [*BROKEN, *[whole] * (len(servers) - len(BROKEN))]

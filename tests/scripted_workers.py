@@ -82,8 +82,8 @@ def main():
 """
 
 
-def archive_with(worker: str) -> bytes:
-    """The agent's archive with `toggle_runtime/worker.py` replaced."""
+def archive_with(worker: str, **edits: dict[str, str]) -> bytes:
+    """The agent's archive with `toggle_runtime/worker.py` replaced, and texts of other modules, named by `edits`."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(agent_client.agent_archive())) as original,
@@ -91,7 +91,11 @@ def archive_with(worker: str) -> bytes:
     ):
         for member in original.infolist():
             if member.filename != "toggle_runtime/worker.py":
-                changed.writestr(member, original.read(member))
+                text = original.read(member).decode()
+                for old, new in edits.get(Path(member.filename).stem, {}).items():
+                    assert old in text, old
+                    text = text.replace(old, new)
+                changed.writestr(member, text)
         changed.writestr("toggle_runtime/worker.py", worker)
     return buffer.getvalue()
 

@@ -11,7 +11,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,12 +89,23 @@ def sign(key: SigningKey, manifest: Manifest) -> Manifest:
 def trusted_keys(folder: Path | None = None) -> dict[str, str]:
     """Public keys (hex) whose bundles this host believes, and their names: ours if there is one, and `trusted/*.pub`.
 
-    Raises SigningKeyError for a file that is not one line `ed25519 HEX NAME`.
+    Never one of `revoked_keys`. Raises SigningKeyError for a file that is not one line `ed25519 HEX NAME`.
     """
     folder = folder or key_folder()
+    keys = _keys_in([*sorted((folder / "trusted").glob("*.pub")), folder / PUBLIC_FILE])
+    gone = revoked_keys(folder)
+    return {key: name for key, name in keys.items() if key not in gone}
+
+
+def revoked_keys(folder: Path | None = None) -> dict[str, str]:
+    """Public keys (hex) whose bundles this host takes no more, and their names. Raises as `trusted_keys` does."""
+    return _keys_in(sorted(((folder or key_folder()) / "revoked").glob("*.pub")))
+
+
+def _keys_in(paths: Sequence[Path]) -> dict[str, str]:
     keys: dict[str, str] = {}
     try:
-        for path in [*sorted((folder / "trusted").glob("*.pub")), folder / PUBLIC_FILE]:
+        for path in paths:
             if path.is_file():
                 keys.update(read_key(path))
     except (OSError, RecordError) as exc:
@@ -109,6 +120,11 @@ def signer(manifest: Manifest, trusted: Mapping[str, str]) -> str:
         why = "comes from a version without signatures" if manifest.version == 1 else "has no signature"
         raise BundleError(
             f"manifest: expected a signed bundle, this one {why}; export it again, or pass --allow-unsigned"
+        )
+    if signature.key in (gone := revoked_keys()):
+        raise BundleError(
+            f"manifest: signed by key {key_id(signature.key)} ({gone[signature.key]}), which was revoked here; export "
+            "the bundle again"
         )
     if signature.key not in trusted:
         raise BundleError(

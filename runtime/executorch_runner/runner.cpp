@@ -4,6 +4,7 @@
 //
 // It answers one line for each line that it reads:
 //   generate TOKENS ID...        -> {"event":"generated","tokens":[...],"ns":[first, second, ...]}
+//   stream TOKENS ID...          -> the same, and {"event":"token","token":...} before it for each token as it comes
 //   logits FILE PROMPT ID...     -> {"event":"written","shape":[tokens, vocabulary]}
 //   signals FILE ID...           -> {"event":"written","shapes":[[...], ...]}
 // and first of all {"event":"loaded","ns":...,"threads":...}, or {"event":"error","message":"..."} with exit code 1.
@@ -139,7 +140,7 @@ int64_t greedy(const Tensor& logits) {
   return std::max_element(last, last + vocabulary) - last;
 }
 
-std::string generate(Module& module, std::istringstream& words) {
+std::string generate(Module& module, std::istringstream& words, bool tell) {
   std::string word;
   words >> word;
   const long wanted = number(word, 1, kMaxTokens);
@@ -152,6 +153,7 @@ std::string generate(Module& module, std::istringstream& words) {
     past += pending.size();
     pending.assign(1, token);
     tokens.push_back(token);
+    if (tell) std::cout << "{\"event\":\"token\",\"token\":" << token << "}" << std::endl;
   }
   return "{\"event\":\"generated\",\"tokens\":" + listed(tokens) + ",\"ns\":" + listed(times) + "}";
 }
@@ -191,10 +193,10 @@ std::string answer(Module& module, const std::string& line) {
   std::istringstream words(line);
   std::string verb;
   words >> verb;
-  if (verb == "generate") return generate(module, words);
+  if (verb == "generate" || verb == "stream") return generate(module, words, verb == "stream");
   if (verb == "logits") return logits(module, words);
   if (verb == "signals") return signals(module, words);
-  throw std::runtime_error("expected generate, logits or signals, got '" + verb.substr(0, 40) + "'");
+  throw std::runtime_error("expected generate, stream, logits or signals, got '" + verb.substr(0, 40) + "'");
 }
 
 std::string escaped(const std::string& text) {

@@ -1,6 +1,6 @@
-"""The agent's control plane: reads one request from stdin, does it, answers in JSON lines.
+"""The agent's control plane: does what one request asks, and answers it.
 
-Request: `{"protocol": 2, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
+Request: `{"protocol": 3, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
 `progress` events, then exactly one `result` or `error`. Standard library only; no model code is ever
 imported here, so a broken inference engine cannot keep the device from reporting that it is broken.
 """
@@ -9,12 +9,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Tuple, Type, TypeVar
 
 from toggle_runtime import (
     PROTOCOL_VERSION,
@@ -28,43 +27,29 @@ from toggle_runtime import (
 )
 from toggle_runtime.collection import collect
 from toggle_runtime.layout import require_layout
+from toggle_runtime.pinning import restore_left
 from toggle_runtime.plan import Plan
 from toggle_runtime.removal import remove
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import spool_of
+from toggle_runtime.succession import Succession
 from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
-from toggle_runtime.trust import trust
-from toggle_runtime.wire import Heartbeat, RequestError, Wire
-
-MAX_REQUEST_BYTES = 16 << 20
+from toggle_runtime.tree import Tree
+from toggle_runtime.trust import revoke, trust
+from toggle_runtime.wire import RequestError, Wire
 
 Request = Dict[str, Any]
 Value = TypeVar("Value")
 
 
-def serve(stdin: Optional[BinaryIO] = None) -> int:
-    """Answer one request. Returns 0 when an answer was given, even if it is an error event."""
-    # Read first: under sshd, stdin and stdout are one socket, and the wire makes it non-blocking. The size is
-    # limited so that garbage cannot exhaust a small device.
-    line = (stdin or sys.stdin.buffer).readline(MAX_REQUEST_BYTES)
-    wire = Wire.take_stdout()
-    # A closed SSH session must not end a run that is under way; its result is fetched later.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Heartbeat(wire):
-            event = _answer(line, wire)
-        wire.final(event)
-    finally:
-        wire.close()
-    return 0
-
-
-def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+def answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+    """The final event for one request: a result, or an error with its kind and message. Raises nothing."""
     root = Path()
     try:
         request, command = _parse(line)
         root = request["root"]
+        restore_left(root, Tree())  # clocks that a killed run has pinned
         if command not in (_facts, _remove):  # looking at a device leaves nothing there, removing even less
             require_layout(root)
         return dict(command(request, wire), event="result")
@@ -110,7 +95,13 @@ def _facts(request: Request, wire: Wire) -> Dict[str, Any]:
 
 def _trust(request: Request, wire: Wire) -> Dict[str, Any]:
     key, name = _field(request, "key", str), _field(request, "name", str)
-    return trust(request["root"], key, name, _flag(request, "force"))
+    told = _field(request, "successions", list) if "successions" in request else []
+    successions = [records.from_data(Succession, data) for data in told]
+    return trust(request["root"], key, name, _flag(request, "force"), successions)
+
+
+def _revoke(request: Request, wire: Wire) -> Dict[str, Any]:
+    return revoke(request["root"], _field(request, "key", str), _field(request, "name", str))
 
 
 def _missing(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -142,13 +133,14 @@ def _run(request: Request, wire: Wire) -> Dict[str, Any]:
     environment = environments.folder_of(root, _field(request, "environment", str))
     if not environment.is_dir():
         raise RequestError("environment", f"{environment} does not exist; send the command environment first")
-    spool = spool_of(root, run_id)
-    with lease.hold(root, owner, run_id):
+    spool_of(root, run_id)  # a plain name
+    with lease.hold(root, owner, run_id) as held:
+        spool = spool_of(root, run_id, held)
         if spool.folder.exists():
             raise RequestError(
                 "run", f"run {run_id} exists already; fetch its record, or choose another run_id"
             )
-        sweep(root, run_id)
+        sweep(root, run_id, held)
         spool.folder.mkdir(parents=True)
         try:
             spool.journal("lease", owner=owner, bundle=bundle)
@@ -169,14 +161,14 @@ def _activate(request: Request, wire: Wire) -> Dict[str, Any]:
         time.time(),
         _flag(request, "allow_unsigned"),
     )
-    with _working(request):
-        return deployment.activate(root, wanted, lambda event: wire.progress(**event))
+    with _working(request) as held:
+        return deployment.activate(root, wanted, lambda event: wire.progress(**event), held)
 
 
 def _rollback(request: Request, wire: Wire) -> Dict[str, Any]:
     bundle = _field(request, "bundle", str)
-    with _working(request):
-        return deployment.roll_back(request["root"], bundle, lambda event: wire.progress(**event))
+    with _working(request) as held:
+        return deployment.roll_back(request["root"], bundle, lambda event: wire.progress(**event), held)
 
 
 def _talk(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -195,13 +187,13 @@ def _talk(request: Request, wire: Wire) -> Dict[str, Any]:
 
 
 @contextmanager
-def _working(request: Request) -> Iterator[None]:
+def _working(request: Request) -> Iterator[lease.Lease]:
     """The device for ourselves, as a run has it: who measures must not be disturbed, nor find another bundle."""
     root, run_id = request["root"], _field(request, "run_id", str)
     spool_of(root, run_id)  # a plain name
-    with lease.hold(root, _field(request, "owner", str), run_id):
-        sweep(root, run_id)
-        yield
+    with lease.hold(root, _field(request, "owner", str), run_id) as held:
+        sweep(root, run_id, held)
+        yield held
 
 
 def _abort(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -219,9 +211,9 @@ def _fetch_record(request: Request, wire: Wire) -> Dict[str, Any]:
         raise RequestError("unknown", f"no run {run_id} on this device")
     if not spool.record_path.is_file():
         try:
-            with lease.hold(root, "fetch_record", run_id):
+            with lease.hold(root, "fetch_record", run_id) as held:
                 if not spool.record_path.is_file():
-                    close_aborted(spool, _field(request, "bundle", str))
+                    close_aborted(spool_of(root, run_id, held), _field(request, "bundle", str))
         except RequestError as exc:
             raise RequestError("running", f"run {run_id} has no record yet: {exc}") from exc
     text = spool.record_path.read_text(encoding="utf-8")
@@ -274,6 +266,7 @@ COMMANDS: Dict[str, Callable[[Request, Wire], Dict[str, Any]]] = {
     "missing": _missing,
     "rollback": _rollback,
     "remove": _remove,
+    "revoke": _revoke,
     "run": _run,
     "talk": _talk,
     "trust": _trust,

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, Dict, List, Tuple, Type, TypeVar, Union, get_type_hints
 
-LEFT_OUT = frozenset({"kept"})
+LEFT_OUT = frozenset({"capacity", "cold", "contexts", "kept", "sustained"})
 """Keys that came later and are left out where they hold nothing, so that what was written, named and signed before they
 were is still written the same."""
 

@@ -19,6 +19,7 @@ from toggle_runtime.blobs import write_durably
 from toggle_runtime.bundles import lay_out, read_manifest, verified_manifest
 from toggle_runtime.codec import require_version
 from toggle_runtime.environments import folder_of
+from toggle_runtime.lease import Lease
 from toggle_runtime.records import Blob, Manifest, RecordError, from_data
 from toggle_runtime.supervise import Event, WorkerError
 from toggle_runtime.wire import RequestError
@@ -86,8 +87,8 @@ def read_deployment(root: Path) -> Optional[Deployment]:
         ) from exc
 
 
-def activate(root: Path, wanted: Deployed, tell: Callable[[Event], None]) -> Dict[str, Any]:
-    """Switch `wanted` in, if it is healthy. Call under the lease. Raises RequestError, kind `health` or `digest`."""
+def activate(root: Path, wanted: Deployed, tell: Callable[[Event], None], held: Lease) -> Dict[str, Any]:
+    """Switch `wanted` in, if it is healthy, under the lease. Raises RequestError, kind `health` or `digest`."""
     try:
         known = read_deployment(root)
     except RequestError:
@@ -97,14 +98,14 @@ def activate(root: Path, wanted: Deployed, tell: Callable[[Event], None]) -> Dic
         deployment = dataclasses.replace(known, active=wanted)
     else:
         deployment = Deployment(1, wanted, known.active if known is not None else None)
-    return _switch(root, deployment, health)
+    return _switch(root, deployment, health, held)
 
 
-def roll_back(root: Path, bundle: str, tell: Callable[[Event], None]) -> Dict[str, Any]:
+def roll_back(root: Path, bundle: str, tell: Callable[[Event], None], held: Lease) -> Dict[str, Any]:
     """Switch to the bundle that was active before, which the host takes to be `bundle`; the one that is active now is
     then the one before. Where `bundle` is active already, nothing is done: the host asks again after a lost link.
 
-    Call under the lease. Raises RequestError where there is none, or it is not healthy any more.
+    Raises RequestError where there is none, or it is not healthy any more.
     """
     known = read_deployment(root)
     if known is not None and known.active.bundle == bundle:
@@ -122,7 +123,7 @@ def roll_back(root: Path, bundle: str, tell: Callable[[Event], None]) -> Dict[st
         )
     wanted = dataclasses.replace(known.previous, since=time.time())
     health = _check(root, wanted, tell)
-    return _switch(root, Deployment(1, wanted, known.active), health)
+    return _switch(root, Deployment(1, wanted, known.active), health, held)
 
 
 def talk(
@@ -167,9 +168,10 @@ def _check(root: Path, wanted: Deployed, tell: Callable[[Event], None]) -> TalkR
         ) from exc
 
 
-def _switch(root: Path, deployment: Deployment, health: TalkResult) -> Dict[str, Any]:
+def _switch(root: Path, deployment: Deployment, health: TalkResult, held: Lease) -> Dict[str, Any]:
     text = json.dumps(dataclasses.asdict(deployment), sort_keys=True)
-    write_durably(root / "deployment.json", text.encode("utf-8"))
+    with held.fenced():
+        write_durably(root / "deployment.json", text.encode("utf-8"))
     kept = {each.bundle for each in (deployment.active, deployment.previous) if each is not None}
     for folder in (root / "deployed").iterdir():
         if folder.name not in kept:

@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from toggle_runtime import PROTOCOL_VERSION, __version__, lease
+from toggle_runtime import PROTOCOL_VERSION, __version__, lease, meters
+from toggle_runtime.conditions import texts
 from toggle_runtime.deployment import describe
 from toggle_runtime.layout import foreign
-from toggle_runtime.meters import ENERGY
-from toggle_runtime.meters.memory import METHOD, peak_of_this_process
+from toggle_runtime.meters.memory import METHOD, why_unavailable
 from toggle_runtime.power_sources import power_sources
 from toggle_runtime.records import RECORD_VERSION, Manifest
-from toggle_runtime.trust import trusted_keys
+from toggle_runtime.tree import Tree
+from toggle_runtime.trust import revoked_keys, trusted_keys
 
-_CPU = "/sys/devices/system/cpu"
 _SHOWN = 20
 """Names of a root that is somebody's home folder: enough to see that it is."""
 
@@ -35,6 +35,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "manifest_versions": list(Manifest.READABLE),
         "record_version": RECORD_VERSION,
         "trusted_keys": trusted_keys(root),
+        "revoked_keys": revoked_keys(root),
         **describe(root),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
@@ -47,18 +48,15 @@ def gather(root: Path) -> Dict[str, Any]:
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_disk_bytes": shutil.disk_usage(_existing(root)).free,
-        "conditions": conditions(),
+        "conditions": texts(Tree()),
         "board": board(),
         "clock_s": time.time(),
         "lease": _lease(root),
         "root_foreign": _foreign(root),
         "root_writable": os.access(str(_existing(root)), os.W_OK | os.X_OK),
         "root_executable": not os.statvfs(str(_existing(root))).f_flag & getattr(os, "ST_NOEXEC", 0),
-        "energy_meters": {
-            name: _told(f"{meter.METHOD}; scope: {meter.SCOPE}", meter.unavailable())
-            for name, meter in ENERGY.items()
-        },
-        "memory_meter": _told(METHOD, peak_of_this_process().reason),
+        "energy_meters": meters.told(Tree()),
+        "memory_meter": _told(METHOD, why_unavailable(Tree())),
         "power_sources": power_sources(),
     }
     modules = foreign_modules()
@@ -77,17 +75,6 @@ def foreign_modules() -> Optional[List[str]]:
         return None
     names = {name.partition(".")[0] for name in sys.modules}
     return sorted(names - set(known) - {"toggle_runtime", "__main__"})
-
-
-def conditions() -> Dict[str, str]:
-    """What could spoil a measurement, now: governor, frequency, load, temperature, throttling."""
-    return {
-        "governor": _read(f"{_CPU}/cpu0/cpufreq/scaling_governor"),
-        "frequency_khz": _read(f"{_CPU}/cpu0/cpufreq/scaling_cur_freq"),
-        "load_average": " ".join(_read("/proc/loadavg").split()[:3]),
-        "temperature_millicelsius": _hottest(),
-        "throttle_count": _read(f"{_CPU}/cpu0/thermal_throttle/package_throttle_count"),
-    }
 
 
 def cpu_model() -> str:
@@ -126,15 +113,6 @@ def _lease(root: Path) -> Dict[str, str]:
         return {key: str(value) for key, value in lease.holder(root).items()}
     except OSError as exc:
         return {"unavailable": f"{root / 'lease'}: {exc.strerror}"}
-
-
-def _hottest() -> str:
-    readings = []
-    for path in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        text = _read(str(path))
-        if text.lstrip("-").isdigit():
-            readings.append(int(text))
-    return str(max(readings)) if readings else "unavailable: no readable thermal zone"
 
 
 def _read(path: str) -> str:

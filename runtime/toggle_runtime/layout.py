@@ -15,13 +15,16 @@ OURS = frozenset(
     {
         "agent",
         "blobs",
+        "clocks.json",
         "deployed",
         "deployment.json",
         "environments",
+        "fence",
         "incoming",
         "keys",
         "lease",
         LAYOUT,
+        "limits.json",
         "runs",
         "talk",
     }

@@ -15,11 +15,11 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from toggle_runtime import canary, verdicts
+from toggle_runtime import canary, capacity, timing, verdicts
 from toggle_runtime.backends import backend_for
 from toggle_runtime.intervals import bounds_of
 from toggle_runtime.meters import memory
-from toggle_runtime.records import REDUCED_SINCE, LatencySample, Manifest, MemorySample, from_data
+from toggle_runtime.records import REDUCED_SINCE, Manifest, from_data
 from toggle_runtime.reduction import ReducedBaseline
 from toggle_runtime.reduction_files import read_reduced
 from toggle_runtime.signals import Outputs, Trace, states_compared
@@ -93,21 +93,56 @@ def verify(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
 def latency(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
     """Load, then warm-ups and generations, every token timed."""
     backend, model, prompts = _opened(request)
-    warmups, wanted = int(request["warmups"]), int(request["generations"])
-    generations = []
-    for index in range(warmups + wanted):
-        generation = backend.generate(model, prompts[index % len(prompts)], int(request["tokens"]))
-        generations.append(dataclasses.replace(generation, warmup=index < warmups))
-        progress(done=index + 1, of=warmups + wanted)
-    return {"sample": dataclasses.asdict(LatencySample(model.load_ns, generations))}
+    sample = timing.timed(
+        backend,
+        model,
+        prompts,
+        tokens=int(request["tokens"]),
+        warmups=int(request["warmups"]),
+        generations=int(request["generations"]),
+        contexts=[int(length) for length in request.get("contexts", [])],
+        progress=progress,
+    )
+    return {"sample": dataclasses.asdict(sample)}
+
+
+def cold(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Load from storage, in a process that has not loaded anything."""
+    manifest, bundle = _manifest_of(request), Path(request["bundle"])
+    backend = backend_for(manifest.target)
+    prompt = _prompts(manifest, bundle, int(request["tokens"]))[0]
+    sample = timing.cold_load(backend, bundle / "artifact", manifest.model, int(request["threads"]), prompt)
+    return {"sample": dataclasses.asdict(sample)}
+
+
+def sustained(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """Generate for `seconds` without a pause, every token timed."""
+    backend, model, prompts = _opened(request)
+    sample = timing.sustained(
+        backend,
+        model,
+        prompts,
+        tokens=int(request["tokens"]),
+        seconds=float(request["seconds"]),
+        clock=time.monotonic,
+        progress=progress,
+    )
+    return {"sample": dataclasses.asdict(sample)}
+
+
+def measure_capacity(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
+    """What the device could do at best. No model is loaded."""
+    return {"sample": dataclasses.asdict(capacity.measure(int(request["threads"])))}
 
 
 def memory_peak(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
-    """Load and generate once, then read the peak of this fresh process."""
-    backend, model, prompts = _opened(request)
-    backend.generate(model, prompts[0], int(request["tokens"]))
+    """Load and generate once in this fresh process, and say what it held meanwhile and in the end."""
+    with memory.Watch() as watch:
+        backend, model, prompts = _opened(request)
+        watch.loaded()
+        backend.generate(model, prompts[0], int(request["tokens"]))
+        sample = watch.sample()
     progress(done=1, of=1)
-    sample: MemorySample = memory.peak_of_this_process()
     return {"sample": dataclasses.asdict(sample)}
 
 
@@ -151,7 +186,10 @@ def talk(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
 PASSES: Dict[str, Callable[[Mapping[str, Any], Progress], Dict[str, Any]]] = {
     "parity": parity,
     "verify": verify,
+    "capacity": measure_capacity,
+    "cold": cold,
     "latency": latency,
+    "sustained": sustained,
     "memory": memory_peak,
     "energy": energy,
     "talk": talk,
@@ -166,14 +204,17 @@ def _opened(request: Mapping[str, Any]) -> Tuple[Any, Any, List[List[int]]]:
     manifest, bundle = _manifest_of(request), Path(request["bundle"])
     backend = backend_for(manifest.target)
     model = backend.open_model(bundle / "artifact", manifest.model, backend.GRAPH, int(request["threads"]))
+    return backend, model, _prompts(manifest, bundle, int(request["tokens"]))
+
+
+def _prompts(manifest: Manifest, bundle: Path, tokens: int) -> List[List[int]]:
+    """The probes' prompts, cut where `tokens` more would not fit."""
     probes = _read_probes(bundle / "probes" / "probes.json")
-    room = manifest.model.context_tokens - int(request["tokens"])
+    room = manifest.model.context_tokens - tokens
     prompts = [probe.tokens[: min(probe.prompt_tokens, room)] for probe in probes]
     if room < 1 or not prompts:
-        raise ValueError(
-            f"generation: {request['tokens']} tokens do not fit a context of {room} beside a prompt"
-        )
-    return backend, model, prompts
+        raise ValueError(f"generation: {tokens} tokens do not fit a context of {room} beside a prompt")
+    return prompts
 
 
 def _read_probes(path: Path) -> List[Probe]:

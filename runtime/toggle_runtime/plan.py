@@ -1,11 +1,24 @@
 """What a run is to measure, and what the worker must answer in each pass."""
 
-from dataclasses import dataclass
-from typing import Dict, List
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional
 
-from toggle_runtime.records import LatencySample, MemorySample, ModeVerdict, ParitySample, RecordError
+from toggle_runtime.meters.external import ExternalMeter
+from toggle_runtime.records import (
+    CapacitySample,
+    ColdLoad,
+    LatencySample,
+    MemorySample,
+    ModeVerdict,
+    ParitySample,
+    RecordError,
+    SustainedSample,
+)
 
-PASS_NAMES = ("parity", "verify", "latency", "memory", "energy")
+PASS_NAMES = ("parity", "verify", "capacity", "cold", "latency", "sustained", "memory", "energy")
+
+ONLY_IF_ASKED = frozenset({"sustained"})
+"""Passes that take long, and that no plan has by itself."""
 
 LOADED = "loaded"
 """The step that the worker reports when its model is warm: the energy window opens there."""
@@ -13,27 +26,42 @@ LOADED = "loaded"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `restarts` is the number of fresh processes of the latency pass; times in seconds."""
+    """What to measure. `restarts` is the number of fresh processes of the latency pass, `colds` of the cold one; times
+    in seconds. Many restarts of few generations say more than the reverse: what differs between processes is not seen
+    within one. `contexts` are lengths of prompts in tokens; those without room in the model's context are left out.
+    `meter` is the external one that the device file names, None for what the device has itself;
+    `pin_clocks` holds the clocks at their highest meanwhile."""
 
     passes: List[str]
-    restarts: int = 3
-    generations: int = 10
+    restarts: int = 10
+    generations: int = 3
     warmups: int = 2
     tokens: int = 48
     threads: int = 1
     pass_timeout_s: float = 300.0
     energy_window_s: float = 10.0
     idle_s: float = 3.0
+    meter: Optional[ExternalMeter] = None
+    pin_clocks: bool = False
+    contexts: List[int] = field(default_factory=lambda: [128, 384])
+    colds: int = 3
+    sustained_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in self.passes:
             if name not in PASS_NAMES:
                 raise RecordError(f"plan.passes: expected some of {PASS_NAMES}, got {name!r}")
-        for name in ("restarts", "generations", "tokens", "threads", "pass_timeout_s", "energy_window_s"):
+        for name in ("restarts", "generations", "tokens", "threads", "colds"):
             if getattr(self, name) <= 0:
+                raise RecordError(f"plan.{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("pass_timeout_s", "energy_window_s", "sustained_s"):
+            # Written so that no number that is not one passes.
+            if not getattr(self, name) > 0:
                 raise RecordError(f"plan.{name}: expected more than 0, got {getattr(self, name)}")
         if self.warmups < 0 or self.idle_s < 0:
             raise RecordError("plan.warmups and plan.idle_s: expected 0 or more")
+        if any(length < 1 for length in self.contexts):
+            raise RecordError(f"plan.contexts: expected lengths of at least 1 token, got {self.contexts}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +84,24 @@ class VerifyResult:
 @dataclass(frozen=True)
 class LatencyResult:
     sample: LatencySample
+    modules: List[str]
+
+
+@dataclass(frozen=True)
+class ColdResult:
+    sample: ColdLoad
+    modules: List[str]
+
+
+@dataclass(frozen=True)
+class SustainedResult:
+    sample: SustainedSample
+    modules: List[str]
+
+
+@dataclass(frozen=True)
+class CapacityResult:
+    sample: CapacitySample
     modules: List[str]
 
 

@@ -21,7 +21,7 @@ from toggle_runtime.codec import to_json as to_json
 
 SATISFIED, MARGINAL, VIOLATED, UNSET = "SATISFIED", "MARGINAL", "VIOLATED", "UNSET"
 PASS, FAIL, ERROR, TIMEOUT, ABORTED = "PASS", "FAIL", "ERROR", "TIMEOUT", "ABORTED"
-OK, UNAVAILABLE = "ok", "unavailable"
+OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 
 MANIFEST_VERSION = 4
 """Version of the manifests that we write. 2 added the signature and the canary, 3 reduces the probes' baseline, 4 may
@@ -30,8 +30,9 @@ say what of the model is kept."""
 REDUCED_SINCE, NARROWED_SINCE = 3, 4
 """The manifest versions from which on the baseline is reduced, and from which on a model may lack heads and blocks."""
 
-RECORD_VERSION = 3
-"""Version of the run records that we write. 2 added `parity` and `signed_by`, 3 intervals and a mode's reason."""
+RECORD_VERSION = 4
+"""Version of the run records that we write. 2 added `parity` and `signed_by`, 3 intervals and a mode's reason, 4 what
+memory and energy are made of, each pass's conditions, cold loads, long prompts and runs, and the device's limits."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
@@ -230,19 +231,76 @@ class Generation:
 
 @dataclass(frozen=True)
 class LatencySample:
-    """One worker process: nanoseconds to load the model, then its generations in order."""
+    """One worker process: nanoseconds to load the model (files in memory), then its generations in order.
+
+    `contexts` are generations after long prompts, told apart by `prompt_tokens`; None in records of before.
+    """
 
     load_ns: int
     generations: List[Generation]
+    contexts: Optional[List[Generation]] = None
+
+
+@dataclass(frozen=True)
+class ColdLoad:
+    """One fresh process whose artifact was not in memory: nanoseconds to load it, then to the first token.
+
+    Both None with a reason where its pages could not be dropped, or stayed.
+    """
+
+    load_ns: Optional[int]
+    first_token_ns: Optional[int]
+    reason: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class SustainedSample:
+    """Generations without a pause, and when each began, in nanoseconds since the first did."""
+
+    starts_ns: List[int]
+    generations: List[Generation]
+
+    def __post_init__(self) -> None:
+        if len(self.starts_ns) != len(self.generations):
+            raise RecordError(
+                f"sustained: expected a start of each of {len(self.generations)} generations, got {len(self.starts_ns)}"
+            )
+
+
+@dataclass(frozen=True)
+class CapacitySample:
+    """What the device could do at best with `threads` threads, a number for each round: bytes read and written by a
+    copy a second, and operations on int8 numbers a second, two for each product."""
+
+    copied_per_s: List[float]
+    int8_per_s: List[float]
+    threads: int
 
 
 @dataclass(frozen=True)
 class MemorySample:
-    """One worker process: peak resident bytes, how it was read; `peak_bytes` None with a reason if it was not."""
+    """One worker process and its children: peak resident bytes, how it was read; `peak_bytes` None with a reason if it
+    was not.
+
+    The peak holds the others, which are never added to it: `generation_peak_bytes` of the worker after it had loaded;
+    and what was resident at the end, `steady_bytes`, in `anonymous_bytes`, `file_bytes` (mapped weights) and
+    `shared_bytes`; `pss_bytes` counts pages that are shared with others in part. `children` were there at once at most.
+    `cgroup_peak_bytes` is of all processes of its control group, page cache included. Each is None where the kernel
+    does not tell, all of them in records of before version 4. `flags` say what is doubtful.
+    """
 
     peak_bytes: Optional[int]
     method: str
     reason: Optional[str] = None
+    generation_peak_bytes: Optional[int] = None
+    steady_bytes: Optional[int] = None
+    anonymous_bytes: Optional[int] = None
+    file_bytes: Optional[int] = None
+    shared_bytes: Optional[int] = None
+    pss_bytes: Optional[int] = None
+    children: Optional[int] = None
+    cgroup_peak_bytes: Optional[int] = None
+    flags: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -250,6 +308,9 @@ class EnergySample:
     """One energy window. Millijoules and seconds; all None with a reason where no meter could be read.
 
     `idle_mw` is the mean power before and after the window; `scope` is what the meter covers (package, module).
+    Since version 4: both idle levels, in mW; `step_mw`, the least power that the meter can show in this window;
+    `readings` in the window and the longest time between two; `rails`, the millijoules of each rail, package or GPU,
+    those too that are not part of the sum; `flags`, why the numbers are doubtful, empty where they are not.
     """
 
     gross_mj: Optional[float]
@@ -259,16 +320,43 @@ class EnergySample:
     method: str
     scope: Optional[str] = None
     reason: Optional[str] = None
+    idle_before_mw: Optional[float] = None
+    idle_after_mw: Optional[float] = None
+    step_mw: Optional[float] = None
+    readings: int = 0
+    largest_gap_s: Optional[float] = None
+    rails: Dict[str, float] = field(default_factory=dict)
+    flags: List[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PassConditions:
+    """What a pass ran under: `before` and `after` it, as texts (`unavailable: why` for what the device does not tell).
+
+    `contended` and `throttled` say why the pass's times and energy are not those of a device of its own at its full
+    speed; None where nothing of the kind was seen. `unknown` says what could not be looked at. `others_share` is the
+    share of the cores that other processes took, None where it cannot be told.
+    """
+
+    name: str
+    before: Dict[str, str]
+    after: Dict[str, str]
+    others_share: Optional[float] = None
+    contended: Optional[str] = None
+    throttled: Optional[str] = None
+    unknown: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ParitySample:
     """The graph at `accuracy_level=0` against the canary: the largest absolute difference of a logit, the most
-    that is allowed, and how many logits were compared."""
+    that is allowed, and how many logits were compared. The difference is of those sequences of the canary that agree
+    best, as large a `share` of them as the canary asks for: all, unless the kernels quantise activations."""
 
     max_abs_logit_difference: float
     tolerance: float
     compared: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -279,10 +367,11 @@ class RunRecord:
     `traces` is the blob of the signal traces (a NumPy `.npz`), from which the host certifies `modes` again.
     `noise_floor` is, per property, the largest change of a probe's robustness when the same artifact ran again
     with another batch size and thread count. `parity` is None where the plan had no parity pass; `signed_by` is
-    the public key (hex) that the device trusts and that signed the bundle, None for an unsigned one.
+    the public key (hex) that the device trusts and that signed the bundle, None for an unsigned one. `passes` has the
+    conditions of each pass that ran, empty in records of before version 4.
     """
 
-    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, RECORD_VERSION)
+    READABLE: ClassVar[Tuple[int, ...]] = (1, 2, 3, RECORD_VERSION)
 
     version: int
     run_id: str
@@ -300,6 +389,10 @@ class RunRecord:
     modules: List[str] = field(default_factory=list)
     parity: Optional[ParitySample] = None
     signed_by: Optional[str] = None
+    passes: List[PassConditions] = field(default_factory=list)
+    cold: Optional[List[ColdLoad]] = None
+    sustained: Optional[SustainedSample] = None
+    capacity: Optional[CapacitySample] = None
 
     def __post_init__(self) -> None:
         require_version(self.version, self.READABLE, "run record")
@@ -307,7 +400,8 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured number with its pedigree. Without a `value` the `status` is not ok and `reason` says why."""
+    """One measured number with its pedigree. Without a `value` the `status` is unavailable; `reason` says why, as it
+    does for one that is degraded: there, but doubtful."""
 
     value: Optional[float]
     unit: str
@@ -318,7 +412,7 @@ class Measurement:
     reason: Optional[str] = None
 
     def __post_init__(self) -> None:
-        if (self.value is None) == (self.status == OK):
+        if (self.value is None) == (self.status in (OK, DEGRADED)):
             raise RecordError(f"measurement: status {self.status!r} does not fit value {self.value!r}")
         if self.status != OK and not self.reason:
             raise RecordError(f"measurement: status {self.status!r} needs a reason")

@@ -41,7 +41,7 @@ def remove(root: Path, owner: str) -> Dict[str, Any]:
 
 def _last_things_last(path: Path) -> int:
     # Whoever is interrupted must be able to repeat it: our mark goes last, and the lease just before.
-    return {LAYOUT: 2, "lease": 1}.get(path.name, 0)
+    return {LAYOUT: 2, "lease": 1, "fence": 1}.get(path.name, 0)
 
 
 def _remove(path: Path) -> None:

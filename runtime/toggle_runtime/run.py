@@ -3,35 +3,47 @@
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 
-from toggle_runtime import meters, records
+from toggle_runtime import limits, meters, records
 from toggle_runtime.blobs import blob_of, describe
 from toggle_runtime.bundles import lay_out, verified_manifest
-from toggle_runtime.facts import conditions, cpu_model
-from toggle_runtime.meters.sampler import Mark, Sampler, power_mw
+from toggle_runtime.conditions import Snapshot, pass_conditions, snapshot
+from toggle_runtime.energy import SETTLED_PERIODS, Span, Spans, energy_sample, no_energy
+from toggle_runtime.facts import cpu_model
+from toggle_runtime.meters.sampling import Recording, Sampler
+from toggle_runtime.pinning import pinned
 from toggle_runtime.plan import (
     LOADED,
+    CapacityResult,
+    ColdResult,
     EnergyResult,
     LatencyResult,
     MemoryResult,
     ParityResult,
     Plan,
+    SustainedResult,
     VerifyResult,
 )
 from toggle_runtime.records import (
+    CapacitySample,
+    ColdLoad,
     EnergySample,
     LatencySample,
     Manifest,
     MemorySample,
     ModeVerdict,
     ParitySample,
+    PassConditions,
+    SustainedSample,
 )
 from toggle_runtime.spool import Spool
 from toggle_runtime.supervise import Event, WorkerError
-from toggle_runtime.wire import Wire
+from toggle_runtime.tree import Tree
+from toggle_runtime.wire import Listener
 from toggle_runtime.workers import Workplace, ask_worker
 
 Result = TypeVar("Result")
@@ -55,12 +67,16 @@ class Collected:
     modules: List[str] = field(default_factory=list)
     parity: Optional[ParitySample] = None
     signed_by: Optional[str] = None
+    passes: List[PassConditions] = field(default_factory=list)
+    cold: Optional[List[ColdLoad]] = None
+    sustained: Optional[SustainedSample] = None
+    capacity: Optional[CapacitySample] = None
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything that the steps of one run share. `environment` is the worker environment's folder;
-    `allow_unsigned` lets a bundle without a signature run, but none with a wrong one."""
+    `allow_unsigned` lets a bundle without a signature run, but none with a wrong one; `tree` are the kernel's files."""
 
     root: Path
     run_id: str
@@ -68,13 +84,14 @@ class Run:
     environment: Path
     plan: Plan
     spool: Spool
-    wire: Wire
+    wire: Listener
     collected: Collected
     allow_unsigned: bool = False
+    tree: Tree = field(default_factory=Tree)
 
     def execute(self) -> Dict[str, Any]:
         """Go through all steps; whatever happens, a record is kept. Returns the result event."""
-        before = conditions()
+        before = snapshot(self.tree)
         signal.signal(signal.SIGTERM, _raise_aborted)
         outcome, reason = records.ERROR, None  # type: str, Optional[str]
         try:
@@ -83,9 +100,9 @@ class Run:
             )
             self.spool.journal("verified", files=len(manifest.files))
             self._materialise(manifest)
-            for name in self.plan.passes:
-                self.wire.progress(step="started", **{"pass": name})
-                PASSES[name](self, manifest)
+            with pinned(self.root, self.tree) if self.plan.pin_clocks else nullcontext():
+                for name in self.plan.passes:
+                    self._measure(name, manifest)
             outcome, reason = _judge(manifest, self.collected)
         except WorkerError as exc:
             outcome, reason = exc.outcome, str(exc)
@@ -105,10 +122,19 @@ class Run:
             bundle=self.bundle,
             outcome=outcome,
             reason=reason,
-            conditions=_conditions(before),
+            conditions=_conditions(before, snapshot(self.tree)),
             **vars(self.collected),
         )
         return self.spool.keep(record)
+
+    def _measure(self, name: str, manifest: Manifest) -> None:
+        self.wire.progress(step="started", **{"pass": name})
+        before = snapshot(self.tree)
+        try:
+            PASSES[name](self, manifest)
+        finally:
+            # After the workers have ended and been waited for: only then is their time counted as ours.
+            self.collected.passes.append(pass_conditions(name, before, snapshot(self.tree)))
 
     def _materialise(self, manifest: Manifest) -> None:
         lay_out(self.root, manifest, self.spool.bundle)
@@ -137,7 +163,7 @@ class Run:
             Workplace(self.environment, self.spool.bundle, self.spool.folder, self.spool.output),
             kind,
             threads=plan.threads,
-            timeout_s=plan.pass_timeout_s,
+            timeout_s=plan.pass_timeout_s + (plan.sustained_s if name == "sustained" else 0.0),
             on_event=tell,
             on_spawn=lambda pid: self.spool.journal("spawn", **{"pass": name, "pid": pid}),
             generations=plan.generations,
@@ -177,7 +203,30 @@ def _verify(run: Run, manifest: Manifest) -> None:
 def _latency(run: Run, manifest: Manifest) -> None:
     for restart in range(run.plan.restarts):
         run.wire.progress(step="restart", done=restart, of=run.plan.restarts, **{"pass": "latency"})
-        run.collected.latency.append(run.worker("latency", manifest, LatencyResult).sample)
+        result = run.worker("latency", manifest, LatencyResult, contexts=run.plan.contexts)
+        run.collected.latency.append(result.sample)
+
+
+def _cold(run: Run, manifest: Manifest) -> None:
+    found: List[ColdLoad] = []
+    run.collected.cold = found
+    for restart in range(run.plan.colds):
+        run.wire.progress(step="restart", done=restart, of=run.plan.colds, **{"pass": "cold"})
+        found.append(run.worker("cold", manifest, ColdResult).sample)
+
+
+def _sustained(run: Run, manifest: Manifest) -> None:
+    result = run.worker("sustained", manifest, SustainedResult, seconds=run.plan.sustained_s)
+    run.collected.sustained = result.sample
+
+
+def _capacity(run: Run, manifest: Manifest) -> None:
+    under = limits.circumstances(run.environment.name, run.plan.threads)
+    run.collected.capacity = limits.known_capacity(run.root, under)
+    if run.collected.capacity is None:
+        sample = run.worker("capacity", manifest, CapacityResult).sample
+        limits.keep_capacity(run.root, under, sample)
+        run.collected.capacity = sample
 
 
 def _memory(run: Run, manifest: Manifest) -> None:
@@ -185,48 +234,37 @@ def _memory(run: Run, manifest: Manifest) -> None:
 
 
 def _energy(run: Run, manifest: Manifest) -> None:
-    meter, reason = meters.find_energy()
+    meter, reason = meters.open_energy(run.tree, manifest.target, run.plan.meter, run.plan.energy_window_s)
     if meter is None:
-        run.collected.energy = EnergySample(None, None, None, 0, "none", None, reason)
+        run.collected.energy = no_energy(reason)
         return
-    marks: Dict[str, Optional[Mark]] = {}
+    recording = Recording(meter)
+    borders: Dict[str, float] = {}
 
     def border(event: Event) -> None:
         if event["event"] == "result":
-            marks["end"] = sampler.mark()
-        elif event.get("step") == LOADED and "start" not in marks:
-            marks["start"] = sampler.mark()
+            borders["end"] = recording.take()
+        elif event.get("step") == LOADED and "start" not in borders:
+            borders["start"] = recording.take()
 
-    with Sampler(meter.Counter()) as sampler:
-        idle = [_idle_mw(sampler, run.plan.idle_s)]
+    with Sampler(recording):
+        before = _idle(recording, run.plan.idle_s)
         result = run.worker(
             "energy", manifest, EnergyResult, on_event=border, seconds=run.plan.energy_window_s
         )
-        idle.append(_idle_mw(sampler, run.plan.idle_s))
-    start, end = marks.get("start"), marks.get("end")
-    if sampler.gap is None and "start" not in marks:
-        sampler.gap = f"the worker did not say when it began ({LOADED!r})"
-    if sampler.gap is None and result.tokens <= 0:
-        sampler.gap = "the worker generated no token in the window"
-    if sampler.gap is not None or start is None or end is None:
-        run.collected.energy = EnergySample(None, None, None, 0, meter.METHOD, meter.SCOPE, sampler.gap)
-        return
-    known = [power for power in idle if power is not None]
-    run.collected.energy = EnergySample(
-        gross_mj=end.energy_mj - start.energy_mj,
-        idle_mw=sum(known) / len(known) if known else None,
-        window_s=end.at_s - start.at_s,
-        tokens=result.tokens,
-        method=meter.METHOD,
-        scope=meter.SCOPE,
-        reason=None if known else "idle power was not asked for",
-    )
+        time.sleep(SETTLED_PERIODS * meter.period_s)
+        after = _idle(recording, run.plan.idle_s)
+    work = (borders["start"], borders["end"]) if len(borders) == 2 else None
+    run.collected.energy = energy_sample(recording, Spans(before, work, after), result.tokens)
 
 
 PASSES: Dict[str, Callable[[Run, Manifest], None]] = {
     "parity": _parity,
     "verify": _verify,
+    "capacity": _capacity,
+    "cold": _cold,
     "latency": _latency,
+    "sustained": _sustained,
     "memory": _memory,
     "energy": _energy,
 }
@@ -236,11 +274,12 @@ def _raise_aborted(*_: object) -> None:
     raise AbortedError
 
 
-def _idle_mw(sampler: Sampler, seconds: float) -> Optional[float]:
-    start = sampler.mark()
+def _idle(recording: Recording, seconds: float) -> Optional[Span]:
+    if seconds == 0:
+        return None
+    begun = recording.take()
     time.sleep(seconds)
-    end = sampler.mark()
-    return None if start is None or end is None or seconds == 0 else power_mw(start, end)
+    return begun, recording.take()
 
 
 def _judge(manifest: Manifest, collected: Collected) -> "tuple[str, Optional[str]]":
@@ -257,8 +296,8 @@ def _judge(manifest: Manifest, collected: Collected) -> "tuple[str, Optional[str
     return records.ERROR, f"the worker did not judge the default mode {manifest.default_mode!r}"
 
 
-def _conditions(before: Dict[str, str]) -> Dict[str, str]:
+def _conditions(before: Snapshot, after: Snapshot) -> Dict[str, str]:
     joined = {"cpu_model": cpu_model()}
-    for key, value in conditions().items():
-        joined[f"{key}_before"], joined[f"{key}_after"] = before[key], value
+    for key, value in after.texts.items():
+        joined[f"{key}_before"], joined[f"{key}_after"] = before.texts[key], value
     return joined

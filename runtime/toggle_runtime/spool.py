@@ -8,12 +8,14 @@ import json
 import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, ContextManager, Dict, List, Optional
 
 from toggle_runtime import records
 from toggle_runtime.blobs import blob_of, write_durably
+from toggle_runtime.lease import Lease
 from toggle_runtime.wire import RequestError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
@@ -21,9 +23,10 @@ _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 
 @dataclass(frozen=True)
 class Spool:
-    """The folder of one run."""
+    """The folder of one run. Who writes into it while the run goes, or ends it, has the device's lease."""
 
     folder: Path
+    lease: Optional[Lease] = None
 
     @property
     def record_path(self) -> Path:
@@ -46,9 +49,11 @@ class Spool:
         return self.folder / "journal.jsonl"
 
     def journal(self, step: str, **fields: Any) -> None:
-        """Append one step, durably."""
+        """Append one step, durably, with the lease's token. Raises RequestError where the lease was taken."""
         entry = dict(fields, step=step, wall_s=time.time(), monotonic_s=time.monotonic())
-        with self.journal_path.open("ab") as stream:
+        if self.lease is not None:
+            entry["token"] = self.lease.token
+        with self._fenced(), self.journal_path.open("ab") as stream:
             stream.write((json.dumps(entry, sort_keys=True) + "\n").encode("utf-8"))
             stream.flush()
             os.fsync(stream.fileno())
@@ -84,10 +89,15 @@ class Spool:
         return self.record_path.is_file() and "fetched" in self._journalled("step")
 
     def keep(self, record: records.RunRecord) -> Dict[str, Any]:
-        """Write the record durably and return the event that tells of it."""
-        write_durably(self.record_path, records.to_json(record).encode("utf-8"))
+        """Write the record durably, once, and return the event that tells of it. Raises RequestError where the lease
+        was taken: then whoever took it has closed this run."""
+        with self._fenced():
+            write_durably(self.record_path, records.to_json(record).encode("utf-8"))
         self.journal("record", outcome=record.outcome)
         return self.result(record)
+
+    def _fenced(self) -> ContextManager[None]:
+        return nullcontext() if self.lease is None else self.lease.fenced()
 
     def result(self, record: records.RunRecord) -> Dict[str, Any]:
         """The result event of a finished run: where its files are, and what they must hash to."""
@@ -103,10 +113,10 @@ class Spool:
         }
 
 
-def spool_of(root: Path, run_id: str) -> Spool:
+def spool_of(root: Path, run_id: str, lease: Optional[Lease] = None) -> Spool:
     """Raises RequestError for a run id that is not a plain name."""
     if not _RUN_ID.fullmatch(run_id):
         raise RequestError(
             "request", f"run_id: expected up to 80 letters, digits, dots and dashes, got {run_id!r}"
         )
-    return Spool(root / "runs" / run_id)
+    return Spool(root / "runs" / run_id, lease)

@@ -7,19 +7,21 @@ upload goes on, and other parts are young.
 import shutil
 import time
 from pathlib import Path
+from typing import Optional
 
 from toggle_runtime import records
+from toggle_runtime.lease import Lease
 from toggle_runtime.spool import Spool
 
 STALE_S = 120.0
 """Age from which a temporary file belongs to nobody who is still at work."""
 
 
-def sweep(root: Path, run_id: str) -> None:
+def sweep(root: Path, run_id: str, lease: Optional[Lease] = None) -> None:
     """Close every run without a record but `run_id` as ABORTED, and remove what is half-written and old."""
     for folder in sorted((root / "runs").glob("*")):
         if folder.name != run_id and folder.is_dir():
-            _close(Spool(folder))
+            _close(Spool(folder, lease))
     for folder in (root / "environments").glob("unpacking-*"):
         _remove_if_stale(folder)
     for pattern in ("agent/*.part", "*.tmp", "*/*.tmp", "runs/*/*.tmp"):

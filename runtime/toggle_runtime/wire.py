@@ -10,7 +10,7 @@ import select
 import sys
 import threading
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Protocol
 
 HEARTBEAT_S = 2.0
 """Longest silence of a busy agent. The host takes much more than this for a lost link."""
@@ -28,6 +28,12 @@ class RequestError(Exception):
         super().__init__(message)
         self.kind = kind
         self.data = data
+
+
+class Listener(Protocol):
+    """Who is told how far things are."""
+
+    def progress(self, **fields: Any) -> None: ...
 
 
 class Wire:

@@ -15,73 +15,21 @@ import numpy as np
 import pytest
 import torch
 from architectures import CASES, built, saved
-from runners import answers, why_not_lowered, why_not_run
+from lowerings import MIXED, NARROW, PROMPT, TOKENS, request_of
+from runners import answers, why_not_run
 from toggle_runtime.canary import read_canary
 
-from toggle_edge.compress.bank import LayerBank
 from toggle_edge.compress.quantise import quantise
-from toggle_edge.config import FP16, Config, Format
+from toggle_edge.config import FP16, Format
 from toggle_edge.errors import ConfigError, ExportError, ParityError
-from toggle_edge.export import EXPORTERS, Made, Request
+from toggle_edge.export import EXPORTERS, Made
 from toggle_edge.export.executorch import exporting, overlay
 from toggle_edge.export.executorch.exporting import require_kernels, why_not
 from toggle_edge.export.executorch.job import Job, read_job, write_job
 from toggle_edge.export.executorch.runner import runner
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel, load_model
-from toggle_edge.structure import WHOLE, Kept, KeptBlock, Structure
-
-TOKENS = [1, 100, 7, 301, 44, 12, 9, 200, 3, 77, 81, 15, 40, 41, 42, 43, 250, 19, 8, 300]
-PROMPT = 8
-SIZES = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64}
-MODELS = {
-    "llama": ("llama_tied", {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 80}),
-    "gpt2": ("gpt2", {}),
-}
-MIXED = ("int8-axis", "int4-g32", "fp32", "int4-g32", "int8-axis", "fp16")
-NARROW = Structure(kv_groups=((0, 1),), channels=((1, 40),))
-
-
-def model_of(kind: str, folder: Path) -> LanguageModel:
-    case, more = MODELS[kind]
-    architecture, options = CASES[case]
-    return load_model(saved(built(architecture, {**options, **SIZES, **more}), folder))
-
-
-def request_of(model: LanguageModel, formats: tuple[str, ...], structure: Structure = WHOLE) -> Request:
-    bank = LayerBank(model, narrow_scales=True)
-    layers = model.remaining(structure)
-    chosen = {layer.name: Format.parse(formats[index % len(formats)]) for index, layer in enumerate(layers)}
-    config = Config.of(chosen, structure=structure)
-    candidate = bank.assemble(config)
-    return Request(
-        model, config, bank.compressed(config), bank.kept(structure), lambda: candidate, TOKENS, PROMPT
-    )
-
-
-@pytest.fixture(scope="module")
-def lowering() -> None:
-    if (why := why_not_lowered()) is not None:
-        pytest.skip(why)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
-    return {kind: model_of(kind, tmp_path_factory.mktemp(kind)) for kind in MODELS}
-
-
-@pytest.fixture(scope="module")
-def made(
-    models: dict[str, LanguageModel], tmp_path_factory: pytest.TempPathFactory, lowering: None
-) -> dict[str, Made]:
-    """A mixed Llama, the same narrowed with one format changed, and a GPT-2 with all its matrices in float32."""
-    wanted = {
-        "llama": request_of(models["llama"], MIXED),
-        "narrowed": request_of(models["llama"], MIXED, NARROW),
-        "gpt2": request_of(models["gpt2"], ("fp32",)),
-    }
-    folder = tmp_path_factory.mktemp("made")
-    return {name: exporting.export(None, each, folder / name) for name, each in wanted.items()}
+from toggle_edge.structure import Kept, KeptBlock
 
 
 @pytest.mark.timeout(900)
@@ -119,6 +67,26 @@ def test_each_layer_has_a_file_that_candidates_share(
     }
     assert len(cut) == 7
     assert same == expected - cut, "layers that structure does not touch, and norms"
+
+
+@pytest.mark.timeout(900)
+def test_the_same_candidate_is_lowered_once(
+    models: dict[str, LanguageModel],
+    made: dict[str, Made],
+    kept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exporting, "_run", lambda folder: pytest.fail("lowered again"))
+    again = exporting.export(kept, request_of(models["gpt2"], ("fp32",)), tmp_path / "again")
+    first = made["gpt2"]
+    assert dataclasses.replace(again, artifact=first.artifact, canary=first.canary) == first
+    assert again.artifact.files.keys() == first.artifact.files.keys()
+    for name in first.artifact.files:
+        assert (again.artifact.folder / name).read_bytes() == (first.artifact.folder / name).read_bytes()
+    assert again.canary.read_bytes() == first.canary.read_bytes()
+    with pytest.raises(pytest.fail.Exception, match="lowered again"):
+        exporting.export(kept, request_of(models["gpt2"], ("fp16",)), tmp_path / "other")
 
 
 @pytest.mark.timeout(900)
@@ -188,7 +156,7 @@ def test_the_runner_refuses_what_it_cannot_do(made: dict[str, Made], tmp_path: P
         pytest.skip(why)
     folder = made["gpt2"].artifact.folder
     for request, said in (
-        ("dance 1", "expected generate, logits or signals"),
+        ("dance 1", "expected generate, stream, logits or signals"),
         ("generate 0 1", "whole number from 1"),
         ("generate 4", "expected token ids"),
         ("generate 4 1 x", "got 'x'"),

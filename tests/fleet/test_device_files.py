@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toggle_runtime.meters.external import ExternalMeter
 
 from toggle_edge.errors import DeviceFileError
 from toggle_edge.fleet.device import Budget, Device, Jump, device_names, load_device
@@ -44,9 +45,11 @@ def read(folder: Path, text: str) -> Device:
         FULL,
         dataclasses.replace(FULL, identity="~/.ssh/id", budget=Budget(), capabilities={}),
         Device(name="here", transport="local"),
+        dataclasses.replace(FULL, meter=ExternalMeter("W", "plug", command=["read", "it"], step=0.5)),
+        dataclasses.replace(FULL, meter=ExternalMeter("Wh", "plug", csv="/var/log/power.csv", period_s=2.0)),
         dataclasses.replace(FULL, jump=Jump("gate", 2222, "me", FULL.host_key, "~/.ssh/gate")),
     ],
-    ids=["agent", "identity", "local", "jump"],
+    ids=["agent", "identity", "local", "command", "csv", "jump"],
 )
 def test_what_is_written_reads_back_equal(tmp_path: Path, device: Device) -> None:
     text = device_text(device, ["Written by a test.", "With two lines."])
@@ -69,6 +72,8 @@ def test_any_text_survives(
     [
         ('meters = "rapl"', "meters: expected a list of texts"),
         ("meters = [3]", "meters: expected a list of texts"),
+        ("[meter]\nunit = 'V'\nscope = 's'\ncsv = 'f'", "meter.unit: expected one of"),
+        ("[meter]\nwatts = 3", "unknown key 'watts'"),
         ("capabilities = 3", "capabilities: expected a table"),
         ("[capabilities]\ncpus = true", r"capabilities.cpus: expected a text or an integer"),
         ("[capabilities]\ncpus = [1]", r"capabilities.cpus: expected a text or an integer"),

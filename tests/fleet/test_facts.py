@@ -28,7 +28,7 @@ def test_our_own_agents_facts_are_read(tmp_path: Path) -> None:
     device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
     facts = facts_of(LocalTransport(tmp_path), device)
     assert facts.python.count(".") == 2
-    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (2, [1, 2, 3, 4], 3)
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 4)
     assert facts.memory_bytes > 0
 
 
@@ -109,13 +109,13 @@ def test_an_older_agent_at_our_agents_place_is_replaced_once() -> None:
 def test_an_agent_that_stays_another_is_refused_with_both_versions() -> None:
     transport = FakeTransport(lambda question: [protocol_error()])
     with pytest.raises(
-        AgentError, match=r"this host speaks protocol 2, the agent there 1 \(version '0.0.9'\)"
+        AgentError, match=r"this host speaks protocol 3, the agent there 1 \(version '0.0.9'\)"
     ):
         request(transport, DEVICE, "facts")
     assert len(transport.requests) == 2
 
 
-@pytest.mark.parametrize("theirs", [1, 3, "2", None])
+@pytest.mark.parametrize("theirs", [2, 4, "3", None])
 def test_a_real_agent_tells_another_protocol_which_side_to_upgrade(tmp_path: Path, theirs: Any) -> None:
     device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
     transport = LocalTransport(tmp_path)
@@ -125,8 +125,8 @@ def test_a_real_agent_tells_another_protocol_which_side_to_upgrade(tmp_path: Pat
     command = [device.python, "-I", "-S", path, "serve"]
     transport.run(command, json.dumps(question).encode() + b"\n", lines.append, 30)
     event = json.loads(lines[-1])
-    assert (event["kind"], event["protocol"]) == ("protocol", 2)
-    side = "the agent on this device" if theirs == 3 else "toggle-edge on the host"
+    assert (event["kind"], event["protocol"]) == ("protocol", 3)
+    side = "the agent on this device" if theirs == 4 else "toggle-edge on the host"
     assert f"upgrade {side}" in event["message"]
 
 

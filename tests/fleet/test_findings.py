@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toggle_runtime.deployment import Deployed, Deployment
+from toggle_runtime.meters.external import ExternalMeter
 
 from toggle_edge.errors import AgentError, FleetError, HostKeyError, TransportError
 from toggle_edge.fleet.capabilities import RUNTIME_TARGETS, capability_table, choose, labels_of
@@ -194,6 +195,17 @@ class TestFindings:
         assert wheels.fix is not None
         assert "proot-distro install debian" in wheels.fix.command
         assert found("governor", TERMUX, conditions={"governor": "schedutil"}).fix is None
+
+    def test_a_gpus_meter_says_nothing_of_work_on_the_processor(self) -> None:
+        meters = {"rapl": "unavailable: none", "nvml": "NVML; scope: gpu"}
+        assert found("energy", energy_meters=meters).state == LIMITED
+        assert (
+            found("energy", dataclasses.replace(DEVICE, target="onnx-cuda"), energy_meters=meters).state == OK
+        )
+
+    def test_an_external_meter_is_enough(self) -> None:
+        plugged = dataclasses.replace(DEVICE, meter=ExternalMeter("W", "plug", csv="power.csv"))
+        assert "scope: plug" in found("energy", plugged, energy_meters={}).found
 
     def test_a_meter_that_a_board_should_have_is_missed(self) -> None:
         jetson = dataclasses.replace(DEVICE, meters=("ina3221",))

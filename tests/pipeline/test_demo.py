@@ -106,11 +106,13 @@ def test_every_measured_entry_is_a_measurement_with_its_pedigree(result: dict[st
             else:
                 assert measurement["value"] is None
                 assert measurement["reason"]
+        assert entry["measured"]["decode_bandwidth_share"]["value"] > 0
         for name in ("ttft_ms", "decode_ms_p50"):
             low, high = entry["measured"][name]["ci95"]
             assert low <= entry["measured"][name]["value"] <= high
-        low, high = entry["measured"]["decode_ms_p95"]["ci95"]
-        assert 0 < low <= high  # a bootstrap interval of a tail need not hold the sample's own quantile
+        tail = entry["measured"]["decode_ms_p95"]
+        # On a busy machine a few restarts may have all that is slow: then it says so.
+        assert tail["reason"] if tail["ci95"] is None else 0 < tail["ci95"][0] <= tail["ci95"][1]
 
 
 def test_every_verdict_names_its_place_and_what_the_host_said(result: dict[str, Any]) -> None:

@@ -34,9 +34,10 @@ from scripted_workers import (
     wait_until,
 )
 from toggle_runtime import PROTOCOL_VERSION, blobs
-from toggle_runtime.meters import rapl
+from toggle_runtime.meters import open_energy
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import Blob, MemorySample, RunRecord, from_json
+from toggle_runtime.tree import Tree
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError, FleetError
@@ -94,6 +95,9 @@ def go(workshop: dict[str, Any], set_worker: SetWorker) -> Callable[..., RunReco
     return run
 
 
+HAS_METER = open_energy(Tree(), "onnx-cpu")[0] is not None
+
+
 class TestRun:
     def test_all_passes_come_home(
         self, device: Device, bundle: Bundle, set_worker: SetWorker, tmp_path: Path
@@ -109,8 +113,9 @@ class TestRun:
         assert record.modules == ["numpy"]
         assert result.traces is not None
         assert result.traces.read_bytes() == b"traces"
+        assert [each.name for each in record.passes] == PLAN.passes
         assert {"governor_before", "load_average_after", "cpu_model"} <= set(record.conditions)
-        processes = 6 if rapl.unavailable() is None else 5
+        processes = 6 if HAS_METER else 5
         steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record", "fetched"]
         assert journal(device, record.run_id) == steps
 
@@ -122,7 +127,7 @@ class TestRun:
         # LC_CTYPE is Python's own doing in the C locale.
         assert set(environment["extra"].split()) <= known | {"LC_CTYPE"}
 
-    @pytest.mark.skipif(rapl.unavailable() is None, reason="this machine has a readable energy meter")
+    @pytest.mark.skipif(HAS_METER, reason="this machine has a readable energy meter")
     def test_energy_without_a_meter_says_why_and_spawns_nothing(
         self, go: Callable[..., RunRecord], workshop: dict[str, Any]
     ) -> None:
@@ -297,11 +302,11 @@ class TestRefusal:
             (b"[]\n", "request"),
             (b"\xff\xfe\n", "request"),
             (b"[" * 100_000 + b"\n", "request"),
-            (b'{"protocol": 3, "command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 1, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 4, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 2, "command": "facts", "root": "x"}\n', "protocol"),
             (b'{"command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 2, "command": "reboot", "root": "x"}\n', "request"),
-            (b'{"protocol": 2, "command": "facts"}\n', "request"),
+            (b'{"protocol": 3, "command": "reboot", "root": "x"}\n', "request"),
+            (b'{"protocol": 3, "command": "facts"}\n', "request"),
         ],
     )
     def test_a_malformed_request_gets_one_error_event(
@@ -457,8 +462,8 @@ class TestStandingAlone:
         archive = tmp_path / "agent.pyz"
         archive.write_bytes(agent_client.agent_archive())
         names = (
-            "agent blobs codec ed25519 environments facts kills layout lease meters plan records run spool supervise "
-            "sweep trust wire"
+            "agent blobs codec ed25519 environments facts fence kills layout lease meters plan processes records run "
+            "spool supervise sweep trust wire"
         )
         code = (
             f"import sys; sys.path.insert(0, {str(archive)!r})\n"
@@ -534,11 +539,11 @@ class TestStandingAlone:
         archive.write_bytes(agent_client.agent_archive())
         code = (
             f"import sys, os; sys.path.insert(0, {str(archive)!r})\n"
-            "from toggle_runtime import agent\n"
+            "from toggle_runtime import agent, serving\n"
             "def noisy(request, wire):\n"
             "    print('stray'); os.write(1, b'stray'); return {'answer': 1}\n"
             "agent.COMMANDS['facts'] = noisy\n"
-            "agent.serve()\n"
+            "serving.serve()\n"
         )
         line = (
             json.dumps({"protocol": PROTOCOL_VERSION, "command": "facts", "root": str(tmp_path)}).encode()

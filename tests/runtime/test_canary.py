@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,54 @@ def test_a_level_that_is_neither_is_refused() -> None:
     for rest in (b"\x01", b""):
         with pytest.raises(ValueError, match="accuracy_level 0 or 4"):
             exact_graph(b"a" + marker + rest)
+
+
+SHORT = Canary(
+    np.arange(24, dtype=np.int64).reshape(12, 2) % VOCABULARY,
+    1,
+    1,
+    np.zeros((12, 2, VOCABULARY), np.float32),
+    0.25,
+)
+
+
+@given(st.lists(st.floats(0.0, 2.0, width=32), min_size=12, max_size=12))
+@settings(deadline=None, max_examples=50)
+def test_where_a_share_is_enough_the_worst_of_the_best_counts(differences: list[float]) -> None:
+    logits = SHORT.logits + np.array(differences, np.float32)[:, None, None]
+    sample = compare(SHORT, logits, VOCABULARY)
+    assert sample.max_abs_logit_difference == pytest.approx(sorted(differences)[2], abs=1e-6)
+    assert (sample.share, sample.tolerance) == (0.25, canary.TOLERANCE)
+
+
+def test_a_number_that_is_none_spoils_every_share() -> None:
+    logits = SHORT.logits.copy()
+    logits[11, 1, 3] = np.nan
+    with pytest.raises(SignalsError, match="not finite"):
+        compare(SHORT, logits, VOCABULARY)
+
+
+def test_float16_is_allowed_its_last_bits_and_no_more(tmp_path: Path) -> None:
+    half = dataclasses.replace(whole(16.0 * LOGITS), is_half=True)
+    write_canary(tmp_path / "half", half)
+    read = read_canary(tmp_path / "half", VOCABULARY)
+    assert read.is_half
+    assert read.tolerance == pytest.approx(float(np.abs(16.0 * LOGITS).max()) / 256)
+    assert dataclasses.replace(half, logits=1e4 * LOGITS).tolerance == canary.MAX_TOLERANCE
+    assert dataclasses.replace(half, logits=0.0 * LOGITS).tolerance == canary.TOLERANCE
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.1, np.nan, -1.0])
+def test_a_canary_that_asks_for_too_little_is_refused(share: float, tmp_path: Path) -> None:
+    write_canary(tmp_path / "canary", dataclasses.replace(SHORT, share=share))
+    with pytest.raises(SignalsError, match=r"share of 0\.25 to 1"):
+        read_canary(tmp_path / "canary", VOCABULARY)
+
+
+def test_only_float16_layers_of_executorch_widen_what_a_record_may_claim() -> None:
+    for target, layers, widest in (
+        ("onnx-cpu", ("fp16", "int4-g32"), canary.TOLERANCE),
+        ("executorch-xnnpack", ("int4-g32", "fp32"), canary.TOLERANCE),
+        ("executorch-xnnpack", ("int4-g32", "fp16"), canary.MAX_TOLERANCE),
+    ):
+        assert canary.widest_tolerance(target, layers) == widest

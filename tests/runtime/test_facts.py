@@ -105,7 +105,7 @@ class TestFacts:
 
     def test_meters_say_how_they_read_or_why_not(self, tmp_path: Path) -> None:
         facts = gather(tmp_path)
-        assert set(facts["energy_meters"]) == {"rapl"}
+        assert set(facts["energy_meters"]) == {"ina3221", "ina238", "rapl", "battery", "nvml"}
         assert facts["energy_meters"]["rapl"].startswith(("RAPL energy counters", "unavailable: "))
         assert facts["memory_meter"] == "VmHWM of the worker process"
 

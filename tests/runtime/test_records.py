@@ -87,10 +87,10 @@ BASE = json.loads(to_json(RunRecord(1, "run", "bundle", "PASS")))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "this side reads 1, 2 and 3, got 4; it was written by a newer toggle-edge"),
+        ({"version": 5}, "this side reads 1, 2, 3 and 4, got 5; it was written by a newer toggle-edge"),
         ({"version": 0}, "got 0; write it anew"),
-        ({"version": "1"}, "this side reads 1, 2 and 3"),
-        ({"version": True}, "this side reads 1, 2 and 3"),
+        ({"version": "1"}, "this side reads 1, 2, 3 and 4"),
+        ({"version": True}, "this side reads 1, 2, 3 and 4"),
         ({"outcome": 3}, "RunRecord.outcome: expected str"),
         ({"later": 1}, "unknown key 'later'"),
         ({"latency": {}}, "RunRecord.latency: expected a list"),

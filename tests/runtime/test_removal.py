@@ -55,7 +55,11 @@ def test_nothing_stays_of_a_device_that_ran_something(
     there = {path.name for path in root.iterdir()}
     assert there >= {"agent", "blobs", "environments", "keys", "layout", "runs"}
     event = ask("remove", owner="me")
-    assert (event["event"], event["left"], set(event["removed"])) == ("result", [], there | {"lease"})
+    assert (event["event"], event["left"], set(event["removed"])) == (
+        "result",
+        [],
+        there | {"lease", "fence"},
+    )
     assert not root.exists()
 
 

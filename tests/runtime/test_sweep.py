@@ -274,7 +274,7 @@ class TestFullDisk:
         filler = self.fill(small, leave)
         event = exchange(transport, device, "run", **fields)
         filler.unlink()
-        left = self.listing(small) - before - {"device/lease", "device/runs"}
+        left = self.listing(small) - before - {"device/lease", "device/fence", "device/runs"}
         run = f"device/runs/{fields['run_id']}"
         if event["event"] == "error":
             assert event["kind"] == "system"

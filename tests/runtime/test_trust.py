@@ -34,9 +34,11 @@ from toggle_runtime.records import (
 )
 from toggle_runtime.wire import RequestError
 
+from toggle_edge import keyring
 from toggle_edge.bundle import Bundle
 from toggle_edge.errors import AgentError
 from toggle_edge.fleet import agent_client
+from toggle_edge.fleet.active import switch_in, talk
 from toggle_edge.fleet.agent_client import exchange, request
 from toggle_edge.fleet.deploy import run_bundle, trust_key
 from toggle_edge.fleet.device import Device
@@ -117,6 +119,76 @@ class TestKeys:
         assert refused == ["trust"] * 7
 
 
+class TestRevoked:
+    def test_it_is_trusted_no_more_and_never_again(self, tmp_path: Path) -> None:
+        trust.trust(tmp_path, OURS, "ann@desk", False)
+        trust.trust(tmp_path, THEIRS, "bob@desk", True)
+        told = trust.revoke(tmp_path, OURS, "whoever")
+        assert told == {
+            "trusted_keys": {THEIRS: "bob@desk"},
+            "revoked_keys": {trust.key_id(OURS): "ann@desk"},
+        }
+        assert trust.revoke(tmp_path, OURS, "again") == told
+        for force in (False, True):
+            with pytest.raises(
+                RequestError, match=r"\(ann@desk\) was revoked on this device, which is for good"
+            ):
+                trust.trust(tmp_path, OURS, "ann@desk", force)
+
+    def test_where_a_key_was_revoked_nobody_is_the_first_again(self, tmp_path: Path) -> None:
+        trust.revoke(tmp_path, OURS, "ann@desk")
+        with pytest.raises(RequestError, match="trusts bundles signed by nobody only"):
+            trust.trust(tmp_path, THEIRS, "bob@desk", False)
+        trust.trust(tmp_path, THEIRS, "bob@desk", True)
+        assert trust.trusted_keys(tmp_path) == {THEIRS: "bob@desk"}
+
+    @pytest.mark.parametrize("content", [b"", b"\xff" * 90, b"x" * 9999])
+    def test_a_damaged_file_revokes_all_the_same(self, tmp_path: Path, content: bytes) -> None:
+        trust.trust(tmp_path, OURS, "ann@desk", False)
+        (tmp_path / "keys" / f"{trust.key_id(OURS)}.revoked").write_bytes(content)
+        assert trust.trusted_keys(tmp_path) == {}
+        assert trust.revoked_keys(tmp_path) == {trust.key_id(OURS): "unknown"}
+
+    def test_its_bundle_is_refused_whatever_is_allowed(self, tmp_path: Path) -> None:
+        manifest = make_bundle(tmp_path / "bundle").manifest
+        trust.trust(tmp_path, signing_key().public, "me", False)
+        trust.revoke(tmp_path, signing_key().public, "me")
+        for allowed in (False, True):
+            with pytest.raises(RecordError, match=r"signature: .* \(me\), which was revoked on this device"):
+                trust.require_signature(tmp_path, manifest, allow_unsigned=allowed)
+
+    def test_a_successor_of_a_revoked_key_is_not_taken_and_one_of_a_trusted_key_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOGGLE_EDGE_HOME", str(tmp_path / "home"))
+        old = signing_key()
+        new = keyring.rotate()[1]
+        chain = keyring.successions()
+        trust.trust(tmp_path, old.public, old.name, False)
+        with pytest.raises(RequestError, match="trusts bundles signed by"):
+            trust.trust(tmp_path, new.public, new.name, False)
+        trust.revoke(tmp_path / "other", old.public, old.name)
+        with pytest.raises(RequestError, match="trusts bundles signed by nobody only"):
+            trust.trust(tmp_path / "other", new.public, new.name, False, chain)
+        trust.trust(tmp_path, new.public, new.name, False, chain)
+        assert trust.trusted_keys(tmp_path) == {old.public: old.name, new.public: new.name}
+
+    def test_a_revoked_key_vouches_for_nobody_even_where_a_trusted_one_vouches_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOGGLE_EDGE_HOME", str(tmp_path / "home"))
+        first = signing_key()
+        stolen, last = keyring.rotate()[1], keyring.rotate()[1]
+        chain = keyring.successions()
+        trust.trust(tmp_path / "fine", first.public, first.name, False)
+        trust.trust(tmp_path / "fine", last.public, last.name, False, chain)
+        trust.trust(tmp_path, first.public, first.name, False)
+        trust.revoke(tmp_path, stolen.public, stolen.name)
+        with pytest.raises(RequestError, match="trusts bundles signed by"):
+            trust.trust(tmp_path, last.public, last.name, False, chain)
+        assert trust.trusted_keys(tmp_path) == {first.public: first.name}
+
+
 class TestSignature:
     @pytest.fixture
     def manifest(self, tmp_path: Path) -> Manifest:
@@ -153,7 +225,7 @@ class TestSignature:
     def test_an_unknown_signer_is_refused_even_where_unsigned_bundles_are_allowed(
         self, tmp_path: Path, manifest: Manifest
     ) -> None:
-        with pytest.raises(RecordError, match="this device trusts nobody; run `toggle-edge device trust`"):
+        with pytest.raises(RecordError, match=r"this device trusts nobody; .*run `toggle-edge device trust`"):
             trust.require_signature(tmp_path, manifest, allow_unsigned=True)
         trust.trust(tmp_path, OURS, "ann", False)
         with pytest.raises(RecordError, match=rf"trusts {trust.key_id(OURS)} \(ann\)"):
@@ -325,3 +397,32 @@ class TestDeployment:
         (bundle.folder / "manifest.json").write_text(text, encoding="utf-8")
         record = run(dataclasses.replace(bundle, digest=digest_of(text)))
         assert (record.outcome, record.signed_by) == ("PASS", signing_key().public)
+
+    def test_a_rotated_key_is_taken_without_force_and_the_old_one_can_be_revoked(
+        self,
+        run: Callable[..., RunRecord],
+        device: Device,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("TOGGLE_EDGE_HOME", str(tmp_path / "keys of mine"))
+        old = signing_key()
+        bundle = make_bundle(tmp_path / "old")
+        assert run(bundle).outcome == "PASS"
+        assert switch_in(device, bundle, wheels=[make_wheel(tmp_path)]).active.bundle == bundle.digest
+        new = keyring.rotate()[1]
+        record = run(make_bundle(tmp_path / "new"))
+        assert (record.outcome, record.signed_by) == ("PASS", new.public)
+        assert talk(device, [1], 2, [], lambda token: None).tokens == [5, 5]
+        request(LocalTransport(tmp_path), device, "revoke", key=old.public, name=old.name)
+        with pytest.raises(AgentError, match="which is for good"):
+            run(bundle)
+        for attempt in (
+            lambda: talk(device, [1], 2, [], lambda token: None),
+            lambda: switch_in(device, bundle, wheels=[make_wheel(tmp_path)]),
+        ):
+            with pytest.raises(
+                AgentError, match=rf"signature: .* \({old.name}\), which was revoked on this device"
+            ):
+                attempt()
+        assert run(make_bundle(tmp_path / "newer", b"more weights")).outcome == "PASS"

@@ -16,12 +16,15 @@ import pytest
 from toggle_runtime import facts
 from toggle_runtime.canary import write_canary
 from toggle_runtime.records import (
+    CapacitySample,
+    ColdLoad,
     LatencySample,
     Manifest,
     MemorySample,
     ModeSpecification,
     ModeVerdict,
     ParitySample,
+    SustainedSample,
     from_data,
 )
 from toggle_runtime.reduction import Limits, reduce_baseline
@@ -253,3 +256,31 @@ def test_a_target_that_this_agent_does_not_run_is_refused(
     _, events = run_pass("latency", bundle, environment, tmp_path, manifest=manifest)
     assert "this agent runs ['onnx-cpu', " in events[-1]["message"]
     assert from_data(Manifest, manifest).target == "executorch-xnnpack"
+
+
+def test_longer_prompts_are_timed_where_they_fit(
+    tiny: LanguageModel, bundle: Bundle, environment: Path, tmp_path: Path
+) -> None:
+    room = tiny.shape.context_tokens
+    _, events = run_pass("latency", bundle, environment, tmp_path, contexts=[20, room])
+    sample = from_data(LatencySample, result_of(events)["sample"])
+    assert [(each.warmup, each.prompt_tokens) for each in sample.contexts or ()] == [(True, 20), (False, 20)]
+
+
+def test_a_cold_load_is_timed_or_says_why_not(bundle: Bundle, environment: Path, tmp_path: Path) -> None:
+    _, events = run_pass("cold", bundle, environment, tmp_path)
+    sample = from_data(ColdLoad, result_of(events)["sample"])
+    assert (sample.load_ns is None) == (sample.first_token_ns is None) == (sample.reason is not None)
+    assert sample.load_ns is None or sample.load_ns > 0
+
+
+def test_a_sustained_run_and_the_devices_limits_are_measured(
+    bundle: Bundle, environment: Path, tmp_path: Path
+) -> None:
+    _, events = run_pass("sustained", bundle, environment, tmp_path, seconds=0.3)
+    sample = from_data(SustainedSample, result_of(events)["sample"])
+    assert sample.starts_ns[0] < 0.1e9
+    assert sample.starts_ns[-1] < 0.3e9
+    _, events = run_pass("capacity", bundle, environment, tmp_path)
+    capacity = from_data(CapacitySample, result_of(events)["sample"])
+    assert min(*capacity.copied_per_s, *capacity.int8_per_s) > 0

@@ -14,7 +14,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from toggle_edge.cli import certify, demo, deploy, device, search, sensitivity
+from toggle_edge.cli import alone, certify, demo, deploy, device, keys, search, sensitivity
 from toggle_edge.cli.interrupts import watch
 from toggle_edge.errors import ToggleEdgeError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (demo, search, sensitivity, device, deploy, certify):
+for commands in (demo, search, sensitivity, device, deploy, certify, alone, keys):
     commands.register(app)
 
 

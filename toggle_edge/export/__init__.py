@@ -46,17 +46,21 @@ class Exporter:
     `begin` makes what all candidates of a model start from, kept in a cache folder where it takes long; `export` takes
     that and a request, and writes into a new folder. `why_not` says why a model cannot be exported, None where it may
     be. `predicted_bytes` says what an artifact would weigh before there is one, given what was begun, the layers and
-    the config; it is None where the target's tools decide that.
+    the config; it is None where the target's tools decide that. `probe_tokens` is the most tokens of a probe of which
+    an artifact gives signals, None where there is no such limit.
     """
 
     begin: Callable[[LanguageModel, Path], Any]
     export: Callable[[Any, Request, Path], Made]
     why_not: Callable[[LanguageModel], str | None]
     predicted_bytes: Callable[[Any, Sequence[Layer], Config], int] | None = None
+    probe_tokens: int | None = None
 
 
 EXPORTERS: Mapping[str, Exporter] = {
-    "executorch-xnnpack": Exporter(executorch.begin, executorch.export, executorch.why_not),
+    "executorch-xnnpack": Exporter(
+        executorch.begin, executorch.export, executorch.why_not, probe_tokens=executorch.SIGNAL_TOKENS
+    ),
     **{
         target: Exporter(
             build_skeleton,

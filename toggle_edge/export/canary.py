@@ -13,21 +13,31 @@ from toggle_edge.model.placement import device_of
 TOKENS = 64
 """Tokens of each of the two sequences: enough for every weight that is read to show in some logit."""
 
+SHORT, SHORT_TEXTS = 2, 12
+"""Tokens of each sequence, and how many there are, where a share of them is enough."""
+
 SEED = 0x7061_7269_7479
 
 
 def canary_of(
-    candidate: torch.nn.Module, tokens: Sequence[int], *, vocabulary: int, context_tokens: int
+    candidate: torch.nn.Module,
+    tokens: Sequence[int],
+    *,
+    vocabulary: int,
+    context_tokens: int,
+    share: float = 1.0,
+    is_half: bool = False,
 ) -> Canary:
     """Logits of `candidate` on real tokens (repeated where there are fewer than needed) and on random ones.
 
     Text alone leaves many channels nearly silent; random tokens wake them. Their seed is fixed, so every candidate
-    of a model has the same canary tokens, and the same candidate the same bytes.
+    of a model has the same canary tokens, and the same candidate the same bytes. With a `share` below 1 the sequences
+    are short and many, half of them of text. `is_half` as of `Canary`.
     """
-    length = min(TOKENS, context_tokens)
-    text = np.resize(np.array(tokens, dtype=np.int64), length)
-    drawn = np.random.default_rng(SEED).integers(0, vocabulary, length)
-    rows = np.stack([text, drawn])
+    count, length = (2, min(TOKENS, context_tokens)) if share == 1.0 else (SHORT_TEXTS, SHORT)
+    text = np.resize(np.array(tokens, dtype=np.int64), count // 2 * length)
+    drawn = np.random.default_rng(SEED).integers(0, vocabulary, count // 2 * length)
+    rows = np.stack([text, drawn]).reshape(count, length)
     with torch.inference_mode():
         read = torch.from_numpy(rows).to(device_of(candidate))
         logits = candidate(input_ids=read, use_cache=False).logits.float().cpu().numpy()
@@ -36,4 +46,4 @@ def canary_of(
     for position, row in enumerate(logits.reshape(rows.size, vocabulary)):
         ids = ids_at(position, stride, vocabulary)
         kept[position, : len(ids)] = row[ids]
-    return Canary(rows, max(1, length // 2), stride, kept.reshape(*rows.shape, -1))
+    return Canary(rows, max(1, length // 2), stride, kept.reshape(*rows.shape, -1), share, is_half)

@@ -56,7 +56,8 @@ def switch_in(
     session = Session(device, connect)
     try:
         identifier = session.through(
-            lambda link: prepare_environment(link, device, wheels, on_progress), on_progress
+            lambda link: prepare_environment(link, device, wheels, on_progress, bundle.manifest.target),
+            on_progress,
         )
         event = session.ask(
             "activate",

@@ -25,7 +25,16 @@ OnProgress = Callable[[Event], None]
 
 DEFAULT_TIMEOUT_S = 600.0
 
-_MAIN = "import sys\n\nfrom toggle_runtime.__main__ import main\n\nsys.exit(main(sys.argv[1:]))\n"
+_MAIN = """import sys
+
+if sys.version_info < (3, 8):  # said in words that every Python can read
+    sys.stderr.write("toggle-agent needs Python 3.8 or later, this is %d.%d\\n" % sys.version_info[:2])
+    sys.exit(2)
+
+from toggle_runtime.__main__ import main
+
+sys.exit(main(sys.argv[1:]))
+"""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _STDERR_LINES = 20
 

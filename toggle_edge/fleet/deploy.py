@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from toggle_runtime.blobs import mismatch
@@ -24,6 +24,7 @@ from toggle_edge.fleet.owner import this_process
 from toggle_edge.fleet.session import Connect, Session, new_run_id
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
+from toggle_edge.keyring import successions
 
 MAX_RECORD_BYTES = 64 << 20
 MAX_TRACES_BYTES = 256 << 20
@@ -43,13 +44,15 @@ def prepare_environment(
     device: Device,
     wheels: list[WheelFile] | None = None,
     on_progress: OnProgress = ignore_progress,
+    target: str = "onnx-cpu",
 ) -> str:
-    """Have the worker's wheels (chosen by the device's facts unless given) unpacked; return the environment's id.
+    """Have the worker's wheels (chosen by `target` and the device's facts unless given) unpacked; return the
+    environment's id.
 
     They are sent only where the environment is not there yet: once it is, the device may have let its wheels go.
     """
     if wheels is None:
-        wheels = worker_wheels(facts_of(transport, device))
+        wheels = worker_wheels(facts_of(transport, device), target=target)
     identifier = environment_id(wheels)
     described = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name} for wheel in wheels]
     fields: Event = {"id": identifier, "wheels": described}
@@ -96,7 +99,8 @@ def run_bundle(
             session.through(lambda link: trust_key(link, device, signature.key, name), on_progress)
         run_id = new_run_id()
         identifier = session.through(
-            lambda link: prepare_environment(link, device, wheels, on_progress), on_progress
+            lambda link: prepare_environment(link, device, wheels, on_progress, bundle.manifest.target),
+            on_progress,
         )
         manifest = bundle.folder / MANIFEST
         files = {
@@ -126,11 +130,13 @@ def run_bundle(
 
 
 def trust_key(transport: Transport, device: Device, key: str, name: str, *, force: bool = False) -> None:
-    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, or `force`.
+    """Have the device trust bundles signed by `key` (hex): if it is the first key, is known there, follows one that
+    is by this host's rotations, or `force`.
 
     Raises AgentError, with the keys that the device trusts, otherwise.
     """
-    request(transport, device, "trust", key=key, name=name, force=force)
+    followed = [dataclasses.asdict(each) for each in successions()]
+    request(transport, device, "trust", key=key, name=name, force=force, successions=followed)
 
 
 def _fetch(transport: Transport, device: Device, event: Event, run_id: str, folder: Path) -> RunResult:
@@ -177,6 +183,12 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
         raise AgentError(
             f"device {device.name!r}: expected path, sha256 and size of {local.name}, got {described!r}"
         ) from exc
+    # What a device names is fetched only if it could be what was asked for.
+    parts = PurePosixPath(remote).parts
+    if ".." in parts or parts[-1:] != (local.name,):
+        raise AgentError(
+            f"device {device.name!r}: expected the path of a {local.name} without `..`, got {remote[:120]!r}"
+        )
     transport.download(remote, local, limit)
     problem = mismatch(local, blob)
     if problem is not None:
@@ -185,5 +197,5 @@ def _fetch_file(transport: Transport, device: Device, described: Any, local: Pat
 
 def _longest_s(plan: Plan) -> float:
     """The time after which a run cannot be going on any more, with room for hashing and start-up."""
-    processes = len(plan.passes) + plan.restarts
-    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s
+    processes = len(plan.passes) + plan.restarts + plan.colds
+    return 120.0 + processes * (plan.pass_timeout_s + 15.0) + 2 * plan.idle_s + plan.sustained_s

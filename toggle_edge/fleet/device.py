@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toggle_runtime.meters.external import ExternalMeter
+from toggle_runtime.records import RecordError, from_data
+
 from toggle_edge.errors import DeviceFileError
 
 TRANSPORTS = ("local", "ssh")
@@ -27,7 +30,7 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _ADDRESS = re.compile(r"[^\s-]\S*")
 """A host or user: neither can be taken for an option of the commands that people are told to give."""
 
-_TABLES = ("labels", "budget", "meters", "capabilities", "jump")
+_TABLES = ("labels", "budget", "meter", "meters", "capabilities", "jump")
 """Fields that are read by themselves; all others are single values."""
 
 
@@ -57,7 +60,8 @@ class Device:
 
     `host_key` is the pinned fingerprint as `ssh-keygen -lf` prints it (`SHA256:...`), `identity` the private
     key file (empty: the SSH agent's keys), `python` the interpreter that runs the agent, `quota_bytes` what our
-    files may take there beside what is deployed. `meters` are the energy meters that the board should have,
+    files may take there beside what is deployed. `meter` is one outside of the device that measures its energy,
+    None for what it has itself; `meters` are the energy meters that the board should have,
     `capabilities` what `device add` found there, for people: nothing is decided by it later. Host fields are unused
     by the local transport.
     """
@@ -76,6 +80,7 @@ class Device:
     quota_bytes: int = DEFAULT_QUOTA_BYTES
     labels: Mapping[str, str] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
+    meter: ExternalMeter | None = None
     meters: tuple[str, ...] = ()
     capabilities: Mapping[str, str | int] = field(default_factory=dict)
     jump: Jump | None = None
@@ -117,6 +122,11 @@ class Device:
             raise DeviceFileError(f"device {self.name!r}: {key}: expected {expected}, got {value!r}")
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether a device may be called so: letters, digits, dots and dashes, which are safe in paths and commands."""
+    return _NAME.fullmatch(text) is not None
+
+
 def is_fingerprint(text: str) -> bool:
     """Whether it is a SHA-256 fingerprint as OpenSSH prints it."""
     return _FINGERPRINT.fullmatch(text) is not None
@@ -134,6 +144,9 @@ def load_device(source: str | Path) -> Device:
         jump = data.pop("jump", None)
         if jump is not None:
             jump = Jump(**_fields(Jump, _table(jump, "jump"), "jump."))
+        meter = data.pop("meter", None)
+        if meter is not None:
+            meter = from_data(ExternalMeter, _table(meter, "meter"))
         labels = _table(data.pop("labels", {}), "labels")
         for key, value in labels.items():
             _expect(isinstance(value, str), f"labels.{key}", "a text", value)
@@ -148,11 +161,12 @@ def load_device(source: str | Path) -> Device:
             **{"name": path.stem, **_fields(Device, data, "")},
             budget=Budget(**budget),
             labels=labels,
+            meter=meter,
             meters=tuple(meters),
             capabilities=capabilities,
             jump=jump,
         )
-    except DeviceFileError as exc:
+    except (DeviceFileError, RecordError) as exc:
         raise DeviceFileError(f"{path}: {exc}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,11 @@ def device_text(device: Device, heading: Sequence[str] = ()) -> str:
     if device.jump is not None:
         lines += ["", "[jump] # the host that it is reached through"]
         lines += [_line(key, getattr(device.jump, key), None) for key in _SSH_KEYS]
+    if device.meter is not None:
+        given = {
+            key: value for key, value in dataclasses.asdict(device.meter).items() if value not in (None, [])
+        }
+        lines += ["", "[meter] # outside of the device, measures its energy", *_entries(given)]
     if device.capabilities:
         lines += ["", f"# What was found there; `toggle-edge device doctor {device.name}` looks again."]
         lines += ["[capabilities]", *_entries(device.capabilities)]

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from toggle_runtime.records import ERROR, PASS
 
@@ -44,7 +45,7 @@ def examine(
     known_keys: Mapping[str, str],
     *,
     connect: Callable[[Device], Transport] = transports.connect,
-    wheels_for: Callable[[DeviceFacts], list[WheelFile]] = worker_wheels,
+    wheels_for: Callable[[DeviceFacts], list[WheelFile]] | None = None,
 ) -> Examination:
     """Look at everything. What cannot be looked at, because of something before it, is UNKNOWN. Raises nothing of its
     own: a device that cannot be used is a finding."""
@@ -58,7 +59,8 @@ def examine(
         findings.append(Finding("login", BROKEN, str(exc), _login_fix(device)))
     if transport is not None:
         try:
-            findings += _asked(device, transport, known_keys, wheels_for)
+            wanted = wheels_for or partial(worker_wheels, target=device.target)
+            findings += _asked(device, transport, known_keys, wanted)
         finally:
             transport.close()
     findings = [replace(each, found=plain(each.found, _MAX_FOUND)) for each in findings]

@@ -1,4 +1,5 @@
-"""The worker's wheels: numpy and the inference engine, pinned, for the device's Python and architecture.
+"""The worker's wheels: numpy and the inference engine, pinned, for the device's Python and architecture. ExecuTorch's
+engine is our runner, in a file of its own beside numpy's wheel.
 
 They are fetched once into a cache on the host and shipped as blobs; the device needs no package index.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from toggle_runtime.facts import gather
 
 from toggle_edge.cache import cache_folder
-from toggle_edge.errors import FleetError
+from toggle_edge.errors import ExportError, FleetError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.facts import DeviceFacts, read_facts
 
@@ -26,8 +27,13 @@ PINS = {
     "3.11": ("onnxruntime==1.31.1", "numpy==2.4.6"),
     "3.12": ("onnxruntime==1.31.1", "numpy==2.4.6"),
     "3.13": ("onnxruntime==1.31.1", "numpy==2.4.6"),
+    "3.14": ("onnxruntime==1.31.1", "numpy==2.5.5"),
 }
 """The newest wheels that exist for each Python, together. They need nothing else to run a graph."""
+
+EXECUTORCH = "executorch-xnnpack"
+RUNNER_GLIBC = 28
+"""The oldest glibc 2 that the libraries of executorch's wheel run on."""
 
 _GLIBC_FLOOR = 17  # the oldest manylinux generation (2.17) that these projects ever built for
 _TAG = re.compile(r"manylinux_2_(\d+)_(\w+)\.?")
@@ -51,23 +57,37 @@ def environment_id(wheels: list[WheelFile]) -> str:
     return hashlib.sha256("\n".join(sorted(wheel.sha256 for wheel in wheels)).encode()).hexdigest()
 
 
-def worker_wheels(facts: DeviceFacts, cache: Path | None = None) -> list[WheelFile]:
-    """The wheels for a device with these `facts` (the agent's answer), fetched if the cache lacks one.
+def worker_wheels(facts: DeviceFacts, cache: Path | None = None, target: str = "onnx-cpu") -> list[WheelFile]:
+    """What runs bundles for `target` on a device with these `facts` (the agent's answer), fetched if need be.
 
-    Raises FleetError when no such wheels exist, or when they cannot be fetched.
+    Raises FleetError when there is no such thing for the device, or when it cannot be fetched or built.
     """
     version, machine, minor = wheel_platform(facts)
     folder = (cache or cache_folder() / "wheels") / f"cp{version.replace('.', '')}-{machine}"
-    wheels = [_cached(folder, pin, minor) for pin in PINS[version]]
+    lowered = target == EXECUTORCH
+    pins = [pin for pin in PINS[version] if not (lowered and pin.startswith("onnxruntime=="))]
+    wheels = [_cached(folder, pin, minor) for pin in pins]
     if None in wheels:
-        _fetch(folder, version, machine, minor)
-        wheels = [_cached(folder, pin, minor) for pin in PINS[version]]
+        _fetch(folder, pins, version, machine, minor)
+        wheels = [_cached(folder, pin, minor) for pin in pins]
     found = [_describe(path) for path in wheels if path is not None]
-    if len(found) != len(PINS[version]):
+    if len(found) != len(pins):
+        raise FleetError(f"worker wheels: expected {pins} in {folder}, got {[w.name for w in found]}")
+    return [*found, _runner(machine, minor)] if lowered else found
+
+
+def _runner(machine: str, minor: int) -> WheelFile:
+    from toggle_edge.export.executorch.runner import archive  # torch comes along, which no other target needs
+
+    if minor < RUNNER_GLIBC:
         raise FleetError(
-            f"worker wheels: expected {PINS[version]} in {folder}, got {[w.name for w in found]}"
+            f"executorch runner: expected glibc 2.{RUNNER_GLIBC} or later on the device, got 2.{minor}; export for an "
+            "onnx-cpu target"
         )
-    return found
+    try:
+        return _describe(archive(machine))
+    except ExportError as exc:
+        raise FleetError(str(exc)) from exc
 
 
 def prefetch() -> None:
@@ -108,7 +128,7 @@ def _cached(folder: Path, pin: str, minor: int) -> Path | None:
     return None
 
 
-def _fetch(folder: Path, version: str, machine: str, minor: int) -> None:
+def _fetch(folder: Path, pins: list[str], version: str, machine: str, minor: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tags = [f"manylinux_2_{generation}_{machine}" for generation in range(_GLIBC_FLOOR, minor + 1)]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
@@ -116,11 +136,11 @@ def _fetch(folder: Path, version: str, machine: str, minor: int) -> None:
     command += ["--implementation", "cp", "--python-version", version]
     for tag in tags:
         command += ["--platform", tag]
-    done = subprocess.run([*command, *PINS[version]], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *pins], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise FleetError(
-            f"worker wheels: cannot fetch {', '.join(PINS[version])} for CPython {version} on {machine} with "
+            f"worker wheels: cannot fetch {', '.join(pins)} for CPython {version} on {machine} with "
             f"glibc 2.{minor}: {last[0]}; connect this host to a package index once, or copy the wheels into "
             f"{folder}"
         )

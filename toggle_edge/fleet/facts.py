@@ -18,9 +18,9 @@ from toggle_edge.fleet.transport import Transport
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """The agent's `facts`. `trusted_keys` maps public keys (hex) to names; sizes are in bytes; `clock_s` is the
-    device's time in seconds since 1970; `lease` is empty when nobody holds it. Meters and power sources say how they
-    read, or `unavailable: why`. What has a default is unknown to older agents.
+    """The agent's `facts`. `trusted_keys` maps public keys (hex) to names, `revoked_keys` key ids; sizes are in bytes;
+    `clock_s` is the device's time in seconds since 1970; `lease` is empty when nobody holds it. Meters and power
+    sources say how they read, or `unavailable: why`. What has a default is unknown to older agents.
     """
 
     agent_version: str
@@ -52,6 +52,7 @@ class DeviceFacts:
     energy_meters: dict[str, str] = field(default_factory=dict)
     memory_meter: str = "unavailable: this agent does not tell"
     power_sources: dict[str, str] = field(default_factory=dict)
+    revoked_keys: dict[str, str] = field(default_factory=dict)
 
 
 def facts_of(transport: Transport, device: Device) -> DeviceFacts:

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from toggle_runtime.meters import ON_GPU, nvml
+
 from toggle_edge.errors import FleetError
 from toggle_edge.fleet.capabilities import UNAVAILABLE, choose, is_by_runtime, readable_meters
 from toggle_edge.fleet.device import Device
@@ -133,13 +135,15 @@ def disk(look: Look) -> Finding:
 
 def energy(look: Look) -> Finding:
     device, facts = look.device, look.facts
-    readable = readable_meters(facts)
+    if device.meter is not None:
+        return Finding("energy", OK, f"the external meter of the device file; scope: {device.meter.scope}")
+    readable = [name for name in readable_meters(facts) if name != nvml.NAME or device.target in ON_GPU]
     if readable:
         return Finding("energy", OK, "; ".join(f"{name}: {facts.energy_meters[name]}" for name in readable))
     reasons = {name: told.removeprefix(f"{UNAVAILABLE}: ") for name, told in facts.energy_meters.items()}
     reasons |= {name: "this version has no meter for it" for name in device.meters if name not in reasons}
     told = [f"{name}: {reason}" for name, reason in reasons.items()]
-    told += [f"{name} is {state}, and not read yet" for name, state in facts.power_sources.items()]
+    told += [f"{name} is {state}" for name, state in facts.power_sources.items()]
     fix = None
     if reasons.get("rapl", "").startswith("permission"):
         fix = Fix(THERE, _RAPL)
@@ -180,9 +184,10 @@ def lease(look: Look) -> Finding:
     if is_gone(owner):
         return Finding("lease", OK, f"held for {owner}, which has ended: the next run takes it over")
     fix = Fix(THERE, f"kill {pid} # ends that run, ABORTED") if pid.isascii() and pid.isdigit() else None
-    return Finding(
-        "lease", BROKEN, f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}; wait for it", fix
-    )
+    found = f"in use by {owner[:80]}, run {held.get('run_id', '?')[:80]}"
+    if "expires_in_s" in held:
+        found += f", told {held.get('silent_s', '?')[:20]} s ago, expires in {held['expires_in_s'][:20]} s without word"
+    return Finding("lease", BROKEN, f"{found}; wait for it", fix)
 
 
 def clock(look: Look) -> Finding:
@@ -198,7 +203,14 @@ def clock(look: Look) -> Finding:
 
 
 def keys(look: Look) -> Finding:
-    trusted = look.facts.trusted_keys
+    trusted, revoked = look.facts.trusted_keys, look.facts.revoked_keys
+    if not trusted and revoked:
+        return Finding(
+            "keys",
+            BROKEN,
+            f"trusts nobody any more, {len(revoked)} revoked: {', '.join(sorted(revoked.values()))[:120]}",
+            Fix(HERE, f"toggle-edge device trust {look.device.name}"),
+        )
     if not trusted:
         return Finding("keys", OK, "trusts nobody yet: the first bundle's signer will be trusted")
     ours = [name for key, name in trusted.items() if key in look.known_keys]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import paramiko
 
 from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.shell_words import joined
 from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, SILENCE_S, AnyLink, watched
 from toggle_edge.fleet.ssh_login import login
 from toggle_edge.fleet.transport import (
@@ -38,9 +38,8 @@ _STREAMED_BYTES = 1 << 18  # smaller files do not gain
 _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the throughput
 _POLL_S = 0.2
 
-# No single quote and no exclamation mark: it must pass through any login shell. It writes at positions, so that one
-# that is still at work after its link was lost does no harm to its successor; and to the disk as data arrives, since
-# the commit that follows would wait for all of it.
+# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor; and to
+# the disk as data arrives, since the commit that follows would wait for all of it.
 _RECEIVER = """\
 import json, os, sys, threading, time
 def heading():
@@ -105,10 +104,11 @@ class SshTransport:
 
     def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
         deadline = time.monotonic() + timeout_s
+        line = self._line(command)
         with self._watched(f"{command[0]} was running"):
             channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
             try:
-                channel.exec_command(shlex.join(command))
+                channel.exec_command(line)
                 with suppress(OSError):  # a command that does not read; its exit status tells
                     channel.sendall(stdin)
                     channel.shutdown_write()
@@ -238,12 +238,18 @@ class SshTransport:
         while written < end:
             hear()
 
+    def _line(self, command: Sequence[str]) -> str:
+        try:
+            return joined(command)
+        except ValueError as exc:
+            raise TransportError(f"{self._where}: {exc}") from exc
+
     def _receiving(self) -> paramiko.Channel:
         """The channel to a program on the device that writes what it is sent: one for all files."""
         if self._receiver is None:
             self._receiver = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
             program = f"exec({json.dumps(_RECEIVER)})"
-            self._receiver.exec_command(shlex.join([self._python, "-I", "-S", "-c", program]))
+            self._receiver.exec_command(self._line([self._python, "-I", "-S", "-c", program]))
         return self._receiver
 
     def _refuse(self, channel: paramiko.Channel, remote: str, written: int) -> None:

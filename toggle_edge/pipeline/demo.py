@@ -25,7 +25,7 @@ from toggle_edge.pipeline.packing import Exported, export, write_probes
 from toggle_edge.pipeline.preparing import Prepared, identity_of, prepare
 from toggle_edge.pipeline.reranking import BASELINE_ID, candidate_id, rerank
 from toggle_edge.pipeline.trials import search, stored_sensitivities
-from toggle_edge.pipeline.validation import describe, starts_a_process
+from toggle_edge.pipeline.validation import describe, processes_of, starts_a_process
 from toggle_edge.profiles import load_profile
 from toggle_edge.report.loop import LoopResult
 from toggle_edge.report.progress import Reporter
@@ -39,7 +39,11 @@ from toggle_edge.workspace import workspace
 DEVICE_NAME = "this-machine"
 DEMO_PROBES = ProbeSource(None, str(demo_folder() / "probes.jsonl"))
 PLAN = Plan(
-    ["parity", "verify", "latency", "memory", "energy"], restarts=3, generations=10, warmups=2, tokens=48
+    ["parity", "verify", "capacity", "latency", "memory", "energy"],
+    restarts=10,
+    generations=3,
+    warmups=1,
+    tokens=48,
 )
 
 
@@ -159,7 +163,7 @@ def _run_all(
     study_id: int,
     report: Reporter,
 ) -> dict[str, Judged]:
-    steps = len(plan.passes) - 1 + plan.restarts
+    steps = processes_of(plan)
     judged = {}
     for index, (name, entry) in enumerate(exported.items()):
         started = 0

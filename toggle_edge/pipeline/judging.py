@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from toggle_runtime.canary import TOLERANCE
+from toggle_runtime.canary import widest_tolerance
 from toggle_runtime.records import (
     ERROR,
     FAIL,
@@ -95,17 +95,18 @@ def judge_run(
     `probes` are those that were sent; `candidates`, `stated` and `jobs` are as in `certify`. A run whose parity pass is
     missing or failed proves nothing of what was searched, and is an ERROR too.
     """
-    summary = measured(record)
+    summary = measured(record, bundle.manifest)
     if record.outcome not in (PASS, FAIL) and not _is_undecided(record, bundle):
         return Judged(record, summary, {}, None, record.outcome, record.reason)
     if record.bundle != bundle.digest:
         reason = f"expected the record of bundle {bundle.digest[:12]}, got one of {record.bundle[:12]}"
         return Judged(record, summary, {}, None, ERROR, reason)
-    parity = record.parity
-    if parity is None or not parity.max_abs_logit_difference <= TOLERANCE or parity.compared < 1:
+    parity, widest = record.parity, widest_tolerance(bundle.manifest.target, bundle.manifest.config.values())
+    allowed = 0.0 if parity is None else min(parity.tolerance, widest)
+    if parity is None or not parity.max_abs_logit_difference <= allowed or parity.compared < 1:
         seen = "no parity pass" if parity is None else f"parity {parity.max_abs_logit_difference:.3g}"
         reason = (
-            f"the device says {record.outcome} with {seen}; expected at most {TOLERANCE} against the canary"
+            f"the device says {record.outcome} with {seen}; expected at most {widest:g} against the canary"
         )
         return Judged(record, summary, {}, None, ERROR, reason)
     if traces is None:

@@ -116,10 +116,16 @@ def export(
     """Export one config, check its parity with the searched weights, and bundle it into `folder`, signed by `key`.
 
     `begun` is what the target's exporter began with. An existing `folder` is replaced. Raises ParityError when the
-    artifact is not what was searched.
+    artifact is not what was searched, ProbeError when a probe is too long for the target.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     model, exporter, probe = prepared.model, exporter_for(prepared.target), prepared.probes.certificate[0]
+    longest = max(len(each.tokens) - 1 for each in prepared.probes.certificate)
+    if exporter.probe_tokens is not None and longest > exporter.probe_tokens:
+        raise ProbeError(
+            f"probes: artifacts for {prepared.target} give signals of texts of up to {exporter.probe_tokens} tokens, "
+            f"the longest probe has {longest}; choose shorter ones"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
     kept = prepared.bank.kept(config.structure)
     request = Request(
         model,

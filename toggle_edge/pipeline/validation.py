@@ -9,26 +9,40 @@ from pathlib import Path
 
 from toggle_runtime.backends import BACKENDS
 from toggle_runtime.plan import Plan
-from toggle_runtime.records import ERROR, FAIL, PASS
+from toggle_runtime.records import ERROR, FAIL, PASS, RecordError
 
 from toggle_edge.bundle import keep_contract, probes_of, read_bundle
-from toggle_edge.errors import BundleError
+from toggle_edge.errors import BundleError, InputError
 from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
+from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.validation import ValidationResult
 from toggle_edge.selection import budget_of, over_budget
 from toggle_edge.workspace import workspace
 
-PLAN = Plan(["parity", "verify", "latency", "memory", "energy"])
+PLAN = Plan(["parity", "verify", "capacity", "cold", "latency", "memory", "energy"], idle_s=30.0)
+"""Idle is measured for half a minute before and after, where there is a meter: short of that it is mostly noise."""
+
+ROOM_S = 120.0
+"""What a pass may take beside the window that it was asked for."""
+
+
+def measuring(*, energy_seconds: float = PLAN.energy_window_s, pin_clocks: bool = False) -> Plan:
+    """The plan with another energy window: batteries want 300 s, other meters 10."""
+    timeout_s = max(PLAN.pass_timeout_s, energy_seconds + ROOM_S)
+    return dataclasses.replace(
+        PLAN, energy_window_s=energy_seconds, pin_clocks=pin_clocks, pass_timeout_s=timeout_s
+    )
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
     """What `toggle-edge validate` may be told. `output` keeps each run in a folder of its own: its record, its traces
-    and what it is judged by; `mode` None is the bundle's default."""
+    and what it is judged by; `mode` None is the bundle's default. `strict_conditions` takes no times or
+    energy that something else disturbed."""
 
     device: str
     bundle: Path
@@ -36,6 +50,9 @@ class ValidateOptions:
     allow_unsigned: bool = False
     output: Path = Path("toggle-edge-runs")
     plan: Plan = PLAN
+    strict_conditions: bool = False
+    sustained_s: float | None = None
+    restarts: int | None = None
 
 
 def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult:
@@ -44,14 +61,17 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     bundle = read_bundle(options.bundle, allow_unsigned=options.allow_unsigned)
     if bundle.manifest.target not in BACKENDS:
         raise BundleError(
-            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)} so far, this one is for "
-            f"{bundle.manifest.target}; export the config for one of these, or run the artifact with the runner in "
-            "runtime/executorch_runner"
+            f"{options.bundle}: devices run bundles for {' or '.join(BACKENDS)}, this one is for "
+            f"{bundle.manifest.target}; export the config for one of these"
         )
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
-    plan = dataclasses.replace(options.plan, threads=device.threads)
-    steps, started = len(plan.passes) - 1 + plan.restarts, 0
+    plan = dataclasses.replace(options.plan, threads=device.threads, meter=device.meter)
+    if options.restarts is not None:
+        plan = changed(plan, restarts=options.restarts, colds=min(options.restarts, plan.colds))
+    if options.sustained_s is not None:
+        plan = with_sustained(plan, options.sustained_s)
+    steps, started = processes_of(plan), 0
 
     def on_progress(event: Mapping[str, object]) -> None:
         nonlocal started
@@ -83,6 +103,9 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     outcome, reason = contract_outcome(judged, mode)
     if outcome == PASS and over:
         outcome, reason = FAIL, f"over the device's budget: {'; '.join(over.values())}"
+    disturbed = disturbances(result.record.passes, strict=True) if options.strict_conditions else []
+    if disturbed and outcome in (PASS, FAIL):
+        outcome, reason = ERROR, f"--strict-conditions: {'; '.join(disturbed)}"
     return ValidationResult(
         outcome=outcome,
         reason=reason,
@@ -98,13 +121,34 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         budget=budget,
         over=over,
         record_file=str(folder / "record.json"),
+        passes=tuple(result.record.passes),
     )
 
 
+def with_sustained(plan: Plan, seconds: float) -> Plan:
+    """The plan with a sustained run of so many seconds after the latency pass. Raises InputError for a bad number."""
+    passes = [each for each in plan.passes if each != "sustained"]
+    place = passes.index("latency") + 1 if "latency" in passes else len(passes)
+    return changed(plan, passes=[*passes[:place], "sustained", *passes[place:]], sustained_s=seconds)
+
+
+def changed(plan: Plan, **fields: object) -> Plan:
+    """The plan with other values of some fields. Raises InputError for what a plan cannot have."""
+    try:
+        return dataclasses.replace(plan, **fields)  # type: ignore[arg-type]
+    except RecordError as exc:
+        raise InputError(str(exc)) from exc
+
+
+def processes_of(plan: Plan) -> int:
+    """How many steps a run of the plan takes: one for each pass, but one for each restart."""
+    repeated = {"latency": plan.restarts, "cold": plan.colds}
+    return sum(repeated.get(name, 1) for name in plan.passes)
+
+
 def starts_a_process(event: Mapping[str, object]) -> bool:
-    """Whether the event says that a worker starts: one for each pass, but for latency one for each restart."""
-    latency = event.get("pass") == "latency"
-    return event.get("step") == ("restart" if latency else "started")
+    """Whether the event says that such a step starts."""
+    return event.get("step") == ("restart" if event.get("pass") in ("latency", "cold") else "started")
 
 
 def describe(event: Mapping[str, object]) -> str:

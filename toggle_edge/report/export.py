@@ -113,7 +113,7 @@ def print_export(result: ExportResult, console: Console) -> None:
         print_entry(console, "parity", f"logits within {result.parity:.1e} of the searched weights")
     else:
         share = result.exact_share
-        exact = "" if share is None else f" (rounding; {share:.0%} of short texts are exact)"
+        exact = "" if share is None else f" (rounding; {share:.0%} of short texts agree)"
         print_entry(
             console,
             "parity",

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from toggle_runtime.records import Measurement, ModeVerdict, ParitySample
+from toggle_runtime.records import OK, Measurement, ModeVerdict, ParitySample, PassConditions
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.certify import Certificate
 from toggle_edge.fleet.device import Device
 from toggle_edge.report.cells import TITLE, interval, print_entry, print_outcome
+from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
 
 _SHOWN = {
     "decode_ms_p50": ("decode", "ms/token", 1.0, 3),
+    "decode_ms_p95": ("decode p95", "ms/token", 1.0, 3),
+    "decode_bandwidth_share": ("of bandwidth", "%", 100.0, 0),
+    "decode_drift_ratio": ("drift", "times the first", 1.0, 3),
     "ttft_ms": ("first token", "ms", 1.0, 2),
+    "prefill_compute_share": ("of arithmetic", "%", 100.0, 0),
+    "load_cold_ms": ("load, cold", "ms", 1.0, 0),
+    "load_ms": ("load, warm", "ms", 1.0, 0),
     "memory_bytes": ("peak memory", "MB", 1e-6, 1),
     "energy_mj_per_token": ("energy", "mJ/token", 1.0, 2),
 }
+
+
+_ONLY_IF_ASKED = frozenset({"decode_drift_ratio"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class ValidationResult:
     budget: Mapping[str, float]
     over: Mapping[str, str]
     record_file: str
+    passes: Sequence[PassConditions] = ()
 
 
 def validation_json(result: ValidationResult) -> dict[str, object]:
@@ -70,6 +81,7 @@ def validation_json(result: ValidationResult) -> dict[str, object]:
         "measured": {name: dataclasses.asdict(each) for name, each in result.measured.items()},
         "budget": dict(result.budget),
         "over_budget": dict(result.over),
+        "passes": [dataclasses.asdict(each) for each in result.passes],
     }
 
 
@@ -87,11 +99,17 @@ def print_validation(result: ValidationResult, console: Console) -> None:
     print_entry(
         console, "conditions", ", ".join(f"{key} {value}" for key, value in known.items()) or "unknown"
     )
+    for disturbance in disturbances(result.passes):
+        print_entry(console, "disturbed", disturbance)
     if result.parity is not None:
+        parity = result.parity
+        part = (
+            "" if parity.share == 1.0 else f", in the {parity.share:.0%} of texts that rounding touches least"
+        )
         print_entry(
             console,
             "parity",
-            f"logits within {result.parity.max_abs_logit_difference:.1e} of the searched weights",
+            f"logits within {parity.max_abs_logit_difference:.1e} of the searched weights{part}",
         )
     console.print()
     if result.verdict is not None:
@@ -112,6 +130,8 @@ def _measured_table(result: ValidationResult) -> Table:
     table.add_column("budget", no_wrap=True)
     for name, (label, unit, factor, digits) in _SHOWN.items():
         each = result.measured.get(name)
+        if name in _ONLY_IF_ASKED and (each is None or each.value is None):
+            continue
         limit = result.budget.get(name)
         allowed = (
             "" if limit is None else f"{limit * factor:g} {unit}  {'OVER' if name in result.over else 'ok'}"
@@ -125,4 +145,6 @@ def _text(each: Measurement | None, unit: str, factor: float, digits: int) -> st
         return f"unavailable: {each.reason if each else 'not measured'}"
     ci95 = None if each.ci95 is None else [bound * factor for bound in each.ci95]
     scaled = dataclasses.replace(each, value=each.value * factor, ci95=ci95)
-    return f"{interval(scaled, digits)} {unit}  n={each.n}"
+    doubtful = "" if each.status == OK else f"{each.status}: "
+    why = f"; {doubtful}{each.reason}" if each.reason else ""
+    return f"{interval(scaled, digits)} {unit}  n={each.n}{why}"

@@ -12,6 +12,7 @@ from typing import Any
 BACKENDS = {
     **dict.fromkeys(("onnx-cpu", "onnx-cpu-1.23", "onnx-cpu-1.19"), "toggle_runtime.backends.onnx"),
     "onnx-cuda": "toggle_runtime.backends.onnx_cuda",
+    "executorch-xnnpack": "toggle_runtime.backends.executorch",
 }
 
 

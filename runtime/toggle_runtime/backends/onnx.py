@@ -1,5 +1,6 @@
 """onnxruntime on the CPU: greedy generation over one shared KV buffer, and batched outputs for the signals."""
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from toggle_runtime.backends.placement import in_place
 from toggle_runtime.records import Generation, ModelShape
-from toggle_runtime.signals import UNDECIDED, heads_of
+from toggle_runtime.signals import UNDECIDED
 
 GRAPH, SIGNALS_GRAPH, EXACT_GRAPH = "model.onnx", "signals.onnx", "exact.onnx"
 _LEVEL = b"\x0a\x0eaccuracy_level\x18"
@@ -105,8 +107,10 @@ def stream(model: OnnxModel, prompt: Sequence[int], tokens: int) -> Iterator[int
     decoding, logits = _begin(model, prompt, len(prompt) + tokens)
     chosen = _greedy(logits[0, -1])
     yield chosen
-    for step in range(tokens - 1):
-        chosen = _greedy(_next(decoding, chosen, len(prompt) + step)[0, 0])
+    last = decoding.logits[0, 0]  # the step overwrites it in place
+    for past in range(len(prompt), len(prompt) + tokens - 1):
+        _next(decoding, chosen, past)
+        chosen = _greedy(last)
         yield chosen
 
 
@@ -135,18 +139,7 @@ def outputs(
     hidden = [f"signals.hidden.{layer}" for layer in states]
     found = model.session.run(["logits", *attention, *hidden], _prompt(model.shape, batch))
     rows = found[1 : 1 + len(attention)]
-    placed = np.stack(rows, 1) if model.shape.kept is None else _in_place(model.shape, rows)
-    return found[0], placed, np.stack(found[1 + len(attention) :], 1)
-
-
-def _in_place(shape: ModelShape, rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Each block's attention at its place in the baseline, and each head's; zeros at the others'."""
-    batch, own, tokens, keys = rows[0].shape
-    heads = own // len(shape.blocks[0].kv_groups) * shape.kv_heads
-    placed = np.zeros((batch, shape.layers, heads, tokens, keys), np.float32)
-    for each, values in zip(shape.blocks, rows):
-        placed[:, each.block, heads_of(each.kv_groups, values.shape[1])] = values
-    return placed
+    return found[0], in_place(model.shape, rows), np.stack(found[1 + len(attention) :], 1)
 
 
 def choices(model: OnnxModel, batch: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,8 +200,9 @@ def _begin(model: OnnxModel, prompt: Sequence[int], capacity: int) -> Tuple[_Dec
 
 def _greedy(logits: NDArray[np.float32]) -> int:
     chosen = int(logits.argmax())
-    # NaN counts as the largest, so looking at the chosen one finds any.
-    if not np.isfinite(logits[chosen]):
+    # NaN counts as the largest, so looking at the chosen one finds any. Between two runs all of Python is cold in the
+    # processor's caches: `math` takes a fraction of numpy's way to look at one number.
+    if not math.isfinite(logits.item(chosen)):
         raise ValueError(f"logits: expected finite numbers, got {logits[chosen]}")
     return chosen
 

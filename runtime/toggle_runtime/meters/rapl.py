@@ -1,80 +1,78 @@
 """CPU package energy from the kernel's powercap interface (Intel RAPL; current AMD too).
 
-Each package counts microjoules up to its own range and starts again at zero. `psys` covers the packages,
-so it is not summed with them; `intel-rapl-mmio` repeats a package under the same name, so it is counted once.
+Each zone counts microjoules up to its own range and starts again at zero. `psys` covers the packages and `core`,
+`uncore` are parts of one, so they are not summed with them; `intel-rapl-mmio` repeats a package under the same name.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Dict, List, Optional
+import re
+from typing import Dict, Tuple
 
+from toggle_runtime.meters.meter import Channel, Meter, Taken, UnavailableError, denied
+from toggle_runtime.tree import Tree
+
+NAME = "rapl"
 METHOD = "RAPL energy counters of the CPU packages"
-SCOPE = "package"
-SYS = Path("/sys")
+
+_FIX = (
+    "give one group read access to it with a udev rule (this exposes a known side channel to that group); the kernel "
+    "lets root only read it"
+)
+_PACKAGE = re.compile(r"package-\d+")
+_DIE = re.compile(r"(package-\d+)-die-\d+")
 
 
-@dataclass(frozen=True)
-class Zone:
-    """One CPU package: the file of its counter, and the value at which it wraps, in microjoules."""
+def open_meter(tree: Tree) -> Meter:
+    """All packages together, and `psys` beside them. Raises UnavailableError, OSError or ValueError."""
+    zones = _zones(tree)
+    names = [name for name in zones if _is_package(name, zones)]
+    if not names:
+        raise UnavailableError("no /sys/class/powercap/intel-rapl:* package zone on this device")
+    names += [name for name in zones if name == "psys"]
+    channels, paths = [], []
+    for name in names:
+        path = f"{zones[name]}/energy_uj"
+        wraps_at = tree.integer(f"{zones[name]}/max_energy_range_uj")
+        if wraps_at <= 0:
+            raise ValueError(f"/{zones[name]}/max_energy_range_uj: expected more than 0, got {wraps_at}")
+        # The coarsest unit in use, 2^-14 J: the kernel does not tell this part's own.
+        channels.append(Channel(name, counted=name != "psys", step=0.061, wraps_at=float(wraps_at)))
+        paths.append(path)
 
-    name: str
-    path: Path
-    range_uj: int
+    def read() -> Taken:
+        try:
+            return Taken(tuple(float(tree.integer(path)) for path in paths))
+        except PermissionError as exc:
+            raise denied(paths[0], _FIX) from exc
 
-
-def zones(root: Path = SYS) -> List[Zone]:
-    """The package zones by name. Raises OSError or ValueError when one cannot be understood."""
-    found: Dict[str, Zone] = {}
-    folders = (root / "class" / "powercap").glob("intel-rapl*:*")
-    # The MSR interface goes before its mmio twin, since the first of a name stays.
-    for folder in sorted(folders, key=lambda path: ("mmio" in path.name, path.name)):
-        name = _text(folder / "name")
-        if name.startswith("package") and name not in found:
-            range_uj = int(_text(folder / "max_energy_range_uj"))
-            found[name] = Zone(name, folder / "energy_uj", range_uj)
-    return list(found.values())
-
-
-def unavailable(root: Path = SYS) -> Optional[str]:
-    """None when every package was read just now; otherwise why not, and what would help."""
-    try:
-        packages = zones(root)
-        for zone in packages:
-            read_uj(zone)
-    except PermissionError as exc:
-        return (
-            f"permission: {exc.filename} is readable by root only; fix: give one group read access to it "
-            "with a udev rule (this exposes a known side channel to that group)"
-        )
-    except (OSError, ValueError) as exc:
-        return f"cannot read RAPL: {exc}"
-    return None if packages else "no /sys/class/powercap/intel-rapl:* package zone on this device"
-
-
-def read_uj(zone: Zone) -> int:
-    """The counter now, in microjoules. Raises OSError or ValueError: a failed read is a gap, never zero."""
-    return int(_text(zone.path))
+    return Meter(
+        name=NAME,
+        method=METHOD,
+        scope="package",
+        channels=tuple(channels),
+        read=read,
+        period_s=0.5,
+        least_window_s=1.0,
+        plausible_mw=(200.0, 2e6),
+        counts=True,
+        unit_mj=1e-3,
+    )
 
 
-def delta_uj(before: int, after: int, range_uj: int) -> int:
-    """Microjoules from one reading to the next, over at most one wrap."""
-    return after - before if after >= before else range_uj - before + after
+def _zones(tree: Tree) -> Dict[str, str]:
+    """Folders by what the zones call themselves. The MSR interface goes before its mmio twin: the first one stays."""
+    found: Dict[str, str] = {}
+    for folder in sorted(tree.glob("sys/class/powercap/intel-rapl*:*"), key=_mmio_last):
+        name = tree.text(f"{folder}/name")
+        if name == "psys" or name.startswith("package"):
+            found.setdefault(name, folder)
+    return found
 
 
-class Counter:
-    """Millijoules since it was opened, summed over packages. Read it more often than a package can wrap."""
-
-    def __init__(self, root: Path = SYS) -> None:
-        self._last = {zone: read_uj(zone) for zone in zones(root)}
-        self._total_uj = 0
-
-    def read_mj(self) -> float:
-        """Raises OSError or ValueError when a package cannot be read."""
-        now = {zone: read_uj(zone) for zone in self._last}
-        self._total_uj += sum(delta_uj(self._last[zone], now[zone], zone.range_uj) for zone in now)
-        self._last = now
-        return self._total_uj / 1000.0
+def _mmio_last(folder: str) -> Tuple[bool, str]:
+    return "mmio" in folder, folder
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="ascii").strip()
+def _is_package(name: str, zones: Dict[str, str]) -> bool:
+    die = _DIE.fullmatch(name)
+    # Where a package has a zone of its own, its dies are in it.
+    return bool(_PACKAGE.fullmatch(name)) or (die is not None and die.group(1) not in zones)

@@ -143,7 +143,13 @@ class Decoder(torch.nn.Module):
 
     @property
     def quantises_activations(self) -> bool:
+        """Whether some matrices are multiplied with activations of fewer bits than float32's."""
         return any(getattr(each, "narrows_activations", False) for each in self.modules())
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether some matrices are multiplied in float16."""
+        return any(getattr(each, "is_half", False) for each in self.modules())
 
     def begin(
         self, ids: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor

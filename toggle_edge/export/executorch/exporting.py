@@ -26,11 +26,13 @@ from toggle_edge.export.executorch.job import (
     CANARY,
     EXPORT_CODE,
     PARITY_CODE,
+    RESULT,
     Job,
     read_result,
     write_job,
 )
 from toggle_edge.export.executorch.overlay import overlay
+from toggle_edge.export.executorch.shelf import key_of, put, taken
 from toggle_edge.export.request import Made, Request
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel
@@ -67,21 +69,21 @@ def why_not(model: LanguageModel) -> str | None:
     return None
 
 
-def begin(model: LanguageModel, cache: Path) -> None:
-    """Refuse early: raises ExportError for a model that cannot be lowered, or where the overlay cannot be fetched."""
-    del cache  # there is no graph to keep: a program is lowered from the formats that it has
+def begin(model: LanguageModel, cache: Path) -> Path:
+    """Refuse early: raises ExportError for a model that cannot be lowered, or where the overlay cannot be fetched.
+    Returns where lowered candidates are kept; there is nothing that all candidates of a model share."""
     if (why := why_not(model)) is not None:
         raise ExportError(f"export of {model.folder}: {why}")
     overlay()
+    return cache / "programs"
 
 
-def export(begun: None, request: Request, folder: Path) -> Made:
-    """Lower a candidate into the new `folder`.
+def export(begun: Path | None, request: Request, folder: Path) -> Made:
+    """Lower a candidate into the new `folder`, or take it from `begun`, where it was lowered before.
 
     Raises ConfigError for a format without a kernel, naming the nearest; ParityError when the program is not what was
     searched; ExportError when it cannot be made.
     """
-    del begun
     layers = {layer.name: layer for layer in request.model.remaining(request.config.structure)}
     require_kernels(request.layers, layers)
     tokens = tuple(request.tokens[:SIGNAL_TOKENS])
@@ -103,7 +105,12 @@ def export(begun: None, request: Request, folder: Path) -> Made:
             logits,
         )
         write_job(job, work)
-        _run(work)
+        key = key_of(work)
+        if begun is None or not taken(begun, key, work):
+            _run(work)
+            if begun is not None:
+                made = [path for path in (work / ARTIFACT).rglob("*") if path.is_file()]
+                put(begun, key, work, [CANARY, RESULT, *(str(path.relative_to(work)) for path in made)])
         result = read_result(work)
         shutil.move(work / ARTIFACT, folder)
         shutil.move(work / CANARY, folder.with_suffix(".npz"))

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from toggle_runtime.canary import write_canary
+from toggle_runtime.canary import LEAST_SHARE, write_canary
 
 from toggle_edge.compress.quantise import CompressedLayer, dequantise
 from toggle_edge.config import FP32
@@ -81,7 +81,14 @@ def lower(folder: Path) -> None:
     program = Program(artifact, folder)
     parity, exact_share = check_program(program, decoder, job.tokens, job.prompt_tokens, job.logits)
     reference, vocabulary = Reference(decoder), model.shape.vocabulary
-    canary = canary_of(reference, job.tokens, vocabulary=vocabulary, context_tokens=job.signal_tokens)
+    canary = canary_of(
+        reference,
+        job.tokens,
+        vocabulary=vocabulary,
+        context_tokens=job.signal_tokens,
+        share=LEAST_SHARE if decoder.quantises_activations else 1.0,
+        is_half=decoder.has_halves,
+    )
     write_canary(folder / CANARY, canary)
     with torch.inference_mode():
         activations = difference(reference(torch.tensor([list(job.tokens)])).logits[0], job.logits)

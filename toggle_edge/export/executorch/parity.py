@@ -17,7 +17,7 @@ import torch
 from executorch.exir._serialize.data_serializer import DataPayload
 from executorch.extension.flat_tensor.serialize.serialize import FlatTensorConfig, FlatTensorSerializer
 from executorch.extension.pybindings import portable_lib
-from toggle_runtime.canary import TOLERANCE
+from toggle_runtime.canary import LEAST_SHARE, TOLERANCE, tolerance_of
 
 from toggle_edge.errors import ParityError
 from toggle_edge.export.executorch.decoder import Decoder, Decoding, Signals
@@ -128,13 +128,14 @@ def check_program(
 MOST_NOISE = 2.0
 """Of what quantising activations changes: two roundings that have nothing in common differ by its square root."""
 
-LENGTHS, TEXTS, LEAST_EXACT = (1, 2, 4), 12, 0.25
-"""Lengths of short texts, how many there are, and what share of them must be exact. One wrong code leaves none."""
+LENGTHS, TEXTS = (1, 2, 4), 12
+"""Lengths of short texts, and how many there are, of which `LEAST_SHARE` must be exact. One wrong code leaves none."""
 
 
 def exact_share(program: Program, decoder: Decoder, ids: torch.Tensor) -> float:
     """The share of short texts, at positions all over the cache, on which decoding and the signals' method compute what
-    torchao computes, within `TOLERANCE`. Raises ParityError where it is too small, or a text of one token is all."""
+    torchao computes, within `tolerance_of` their logits. Raises ParityError where it is too small, or a text of one
+    token is all."""
     exact = []
     for number in range(TEXTS):
         length = LENGTHS[number % len(LENGTHS)]
@@ -148,12 +149,14 @@ def exact_share(program: Program, decoder: Decoder, ids: torch.Tensor) -> float:
         fresh = program.fresh()
         found = [fresh.run(FORWARD, text[at : at + 1], start + at)[0] for at in range(length)]
         found += fresh.run(SIGNALS, text, start)
-        if worst(map(difference, found, [*cached, *expected])) <= TOLERANCE:
+        differences = map(difference, found, [*cached, *expected])
+        tolerance = tolerance_of(expected[0].numpy(), is_half=decoder.has_halves)
+        if worst(differences) <= tolerance:
             exact.append(length)
-    if len(exact) < LEAST_EXACT * TEXTS or max(exact) == 1:
+    if len(exact) < LEAST_SHARE * TEXTS or max(exact) == 1:
         raise ParityError(
-            f"executorch: expected torchao's values within {TOLERANCE} on {LEAST_EXACT:.0%} of {TEXTS} short texts, "
-            f"got them on {len(exact)}; the program is not what was searched, or too wide for this to show"
+            f"executorch: expected torchao's values within {tolerance:.3g} on {LEAST_SHARE:.0%} of {TEXTS} short "
+            f"texts, got them on {len(exact)}; the program is not what was searched, or too wide for this to show"
         )
     return len(exact) / TEXTS
 

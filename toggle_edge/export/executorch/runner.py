@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from pathlib import Path
 
 from toggle_edge.cache import cache_folder, locked
@@ -15,6 +16,7 @@ from toggle_edge.errors import ExportError
 from toggle_edge.export.executorch.overlay import VERSION, sdk
 
 COMPILERS = {"x86_64": "x86_64-linux-gnu-g++", "aarch64": "aarch64-linux-gnu-g++"}
+PROGRAM = "executorch_runner"
 LIBRARIES = (
     "executorch",
     "executorch_threadpool",
@@ -72,6 +74,32 @@ def runner(machine: str) -> Path:
     return folder
 
 
+def archive(machine: str) -> Path:
+    """The runner of an architecture as one file, which a worker environment unpacks into a folder of the runner's name;
+    equal runners give equal bytes. Raises ExportError as `runner` does."""
+    folder = runner(machine)
+    path = folder.with_name(f"{folder.name}.zip")
+    if path.is_file():
+        return path
+    with locked(folder.parent / "lock"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
+            contents = {
+                "version": VERSION.encode(),
+                **{
+                    str(each.relative_to(folder)): each.read_bytes()
+                    for each in folder.rglob("*")
+                    if each.is_file()
+                },
+            }
+            for name, content in sorted(contents.items()):
+                entry = zipfile.ZipInfo(f"{PROGRAM}/{name}", (1980, 1, 1, 0, 0, 0))
+                entry.external_attr = (0o755 if name == PROGRAM else 0o644) << 16
+                packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
+        made.replace(path)
+    return path
+
+
 def _build(compiler: str, wheel: Path, folder: Path) -> None:
     include = wheel / "include"
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as scratch:
@@ -80,7 +108,7 @@ def _build(compiler: str, wheel: Path, folder: Path) -> None:
         command = [compiler, *FLAGS]
         for path in (include, include / "executorch" / "runtime" / "core" / "portable_type" / "c10"):
             command += ["-isystem", str(path)]
-        command += [str(source()), "-o", str(made / "executorch_runner"), "-L", str(wheel / "lib")]
+        command += [str(source()), "-o", str(made / PROGRAM), "-L", str(wheel / "lib")]
         command += ["-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES), "-Wl,-rpath,$ORIGIN/lib"]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}

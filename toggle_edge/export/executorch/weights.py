@@ -54,13 +54,13 @@ class Multiplied(torch.nn.Module):
 
     def __init__(self, layer: CompressedLayer, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._half = layer.codes.dtype == torch.float16
+        self.is_half = layer.codes.dtype == torch.float16
         self.weight: Any = kept(layer.codes) if layer.scales is None else Codes(layer)
         self._integer = layer.scales is not None
-        self.narrows_activations = self._integer or self._half
+        self.narrows_activations = self._integer or self.is_half
         # Zeros on both sides add nothing, and change no row's least or largest value: the range reaches over zero.
         self._padding = layer.codes[0].numel() - layer.columns
-        dtype = torch.float16 if self._half else torch.float32
+        dtype = torch.float16 if self.is_half else torch.float32
         self.bias = None if bias is None else kept(bias.to(dtype))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Multiplied(torch.nn.Module):
             values = functional.pad(values, (0, self._padding))
         if self._integer:
             return functional.linear(quantise_rows(values), self.weight(), self.bias)
-        if self._half:
+        if self.is_half:
             return functional.linear(values.half(), self.weight, self.bias).float()
         return functional.linear(values, self.weight, self.bias)
 
