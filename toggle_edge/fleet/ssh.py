@@ -38,8 +38,8 @@ _STREAMED_BYTES = 1 << 18  # smaller files do not gain
 _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the throughput
 _POLL_S = 0.2
 
-# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor; and to
-# the disk as data arrives, since the commit that follows would wait for all of it.
+# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor; and
+# to the disk as data arrives, since the commit that follows would wait for all of it.
 _RECEIVER = """\
 import json, os, sys, threading, time
 def heading():
