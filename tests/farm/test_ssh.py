@@ -536,4 +536,8 @@ class TestResumedSteps:
             transport.upload(file[1], "/dev/full")
         with pytest.raises(TransportError, match="No such file or directory"):
             transport.upload(file[1], "/no/such/folder/file")
+        small = file[1].with_name("small")
+        small.write_bytes(b"x" * 100_000)
+        with pytest.raises(TransportError, match="is its disk full"):
+            transport.upload(small, "/dev/full")
         assert run(transport, ["true"])[0] == 0

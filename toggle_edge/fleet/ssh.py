@@ -128,6 +128,12 @@ class SshTransport:
                 while chunk := source.read(_WRITE_BYTES):
                     target.write(chunk)
                     on_bytes(source.tell())
+                # Nobody waits for the answers to pipelined writes, so that one that was refused shows only here.
+                kept = target.stat().st_size or 0
+                if kept < source.tell():
+                    raise TransportError(
+                        f"{self._where}: the device kept {kept} of {source.tell()} bytes of {remote}; is its disk full?"
+                    )
 
     def download(self, remote: str, local: Path, max_bytes: int) -> None:
         part = local.with_name(local.name + ".part")
