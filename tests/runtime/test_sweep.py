@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from scripted_workers import (
     alive,
     archive_with,
     make_bundle,
+    make_wheel,
     new_run_id,
     only,
     prepared,
@@ -26,13 +28,14 @@ from scripted_workers import (
     start,
     wait_until,
 )
-from toggle_runtime import blobs, sweep
+from toggle_runtime import blobs, records, sweep
 from toggle_runtime.records import RunRecord, from_json, to_json
 from toggle_runtime.spool import spool_of
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.agent_client import exchange, request
+from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.local import LocalTransport
 
@@ -98,6 +101,32 @@ class TestKilled:
         fetched = request(transport, device, "fetch_record", run_id=fields["run_id"], bundle=bundle.digest)
         assert fetched["outcome"] == "ABORTED"
 
+    def test_a_run_that_a_host_did_not_live_to_keep_is_not_taken_for_fetched(
+        self,
+        device: Device,
+        transport: LocalTransport,
+        bundle: Bundle,
+        set_worker: Callable[[str], None],
+        tmp_path: Path,
+    ) -> None:
+        set_worker(HONEST)
+
+        def killed(result: RunResult) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_bundle(
+                device,
+                bundle,
+                only("memory"),
+                tmp_path / "home",
+                wheels=[make_wheel(tmp_path)],
+                keep=killed,
+                connect=lambda device: transport,
+            )
+        [run] = Path(device.root, "runs").iterdir()
+        assert not spool_of(Path(device.root), run.name).was_fetched()
+
     def test_a_run_leaves_its_journal_and_its_results(
         self,
         device: Device,
@@ -155,6 +184,13 @@ class TestSweep:
         aged(unpacking)
         sweep.sweep(tmp_path, "new")
         assert not unpacking.exists()
+
+    def test_what_comes_from_the_future_of_a_clock_that_was_set_back_goes_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "layout.7.tmp"
+        path.write_bytes(b"x")
+        aged(path, -86400.0)
+        sweep.sweep(tmp_path, "new")
+        assert not path.exists()
 
     def test_the_run_that_begins_is_left_alone(self, tmp_path: Path) -> None:
         for name in ("new", "old"):
@@ -314,8 +350,6 @@ class TestFullDisk:
     def test_an_environment_that_does_not_fit_leaves_nothing(
         self, small: Path, transport: LocalTransport, tmp_path: Path
     ) -> None:
-        from scripted_workers import make_wheel
-
         from toggle_edge.errors import AgentError
         from toggle_edge.fleet.deploy import prepare_environment
 
@@ -328,3 +362,43 @@ class TestFullDisk:
         ):
             prepare_environment(transport, device, [wheel])
         assert list(Path(device.root, "environments").iterdir()) == []
+
+
+class TestCommit:
+    """A part is taken away before it is verified, so that nobody empties it between that and its publication."""
+
+    BLOB = records.Blob(hashlib.sha256(b"content").hexdigest(), 7)
+
+    def part(self, root: Path) -> Path:
+        path = blobs.part_path(root, self.BLOB.sha256)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"content")
+        return path
+
+    def test_a_part_that_is_begun_anew_meanwhile_is_neither_published_nor_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        part, sync = self.part(tmp_path), blobs.sync_file
+
+        def somebody_begins_anew(path: Path) -> None:
+            if path.parent == part.parent:
+                part.write_bytes(b"con")
+            sync(path)
+
+        monkeypatch.setattr(blobs, "sync_file", somebody_begins_anew)
+        assert blobs.commit(tmp_path, [self.BLOB]) == {"committed": [self.BLOB.sha256], "refused": []}
+        assert blobs.blob_path(tmp_path, self.BLOB.sha256).read_bytes() == b"content"
+        assert part.read_bytes() == b"con"
+
+    def test_a_part_whose_agent_was_killed_is_not_sent_again(self, tmp_path: Path) -> None:
+        part = self.part(tmp_path)
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        part.rename(part.with_name(f"{part.name}.{dead.pid}.tmp"))
+        assert blobs.missing(tmp_path, [self.BLOB.sha256])["partial"] == {self.BLOB.sha256: 7}
+        part.rename(part.with_name(f"{part.name}.{os.getpid()}.tmp"))
+        assert blobs.missing(tmp_path, [self.BLOB.sha256])["partial"] == {}, "an agent that lives has it"
+
+    def test_what_never_arrived_is_refused(self, tmp_path: Path) -> None:
+        [refused] = blobs.commit(tmp_path, [self.BLOB])["refused"]
+        assert refused["message"] == "nothing has arrived"
