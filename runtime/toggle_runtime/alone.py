@@ -20,7 +20,7 @@ from toggle_runtime.engines import Engine, find
 from toggle_runtime.findings import judged, print_result
 from toggle_runtime.ingest import ingest, keep_contract, open_bundle
 from toggle_runtime.layout import require_layout
-from toggle_runtime.plan import PASS_NAMES, Plan
+from toggle_runtime.plan import Plan
 from toggle_runtime.records import Manifest, RecordError, RunRecord
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import Spool, spool_of
@@ -31,6 +31,8 @@ EXIT_CODES = {records.PASS: 0, records.FAIL: 1}
 """Every other outcome exits 3: it could not be done or measured."""
 
 _BAD_INPUT = ("request", "trust")
+_ALWAYS = ("parity", "verify")
+_MEASURING = ("capacity", "cold", "latency", "memory", "energy")
 
 
 class Console:
@@ -85,7 +87,13 @@ def _validate(options: argparse.Namespace) -> Dict[str, Any]:
         )
     if options.output is not None and options.output.exists():
         raise RecordError(f"--output: expected a new file, {options.output} exists; choose another name")
-    plan = Plan([name for name in PASS_NAMES if name not in options.without], threads=options.threads)
+    if not manifest.target.startswith("onnx"):
+        raise RecordError(
+            f"{folder}: the agent alone runs bundles for onnxruntime, this one is for {manifest.target}; validate it "
+            "from a host"
+        )
+    passes = [*_ALWAYS, *(name for name in _MEASURING if name not in options.without)]
+    plan = Plan(passes, threads=options.threads)
     require_layout(root)
     if options.key is not None:
         for key, name in trust.read_key(options.key).items():
@@ -224,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         "--without",
         action="append",
         default=[],
-        choices=[name for name in PASS_NAMES if name not in ("parity", "verify")],
+        choices=_MEASURING,
         help="Do not measure this; repeatable.",
     )
     add(
