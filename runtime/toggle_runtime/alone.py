@@ -20,7 +20,7 @@ from toggle_runtime.engines import Engine, find
 from toggle_runtime.findings import judged, print_result
 from toggle_runtime.ingest import ingest, keep_contract, open_bundle
 from toggle_runtime.layout import require_layout
-from toggle_runtime.plan import Plan
+from toggle_runtime.plan import ONLY_IF_ASKED, PASS_NAMES, Plan
 from toggle_runtime.records import Manifest, RecordError, RunRecord
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import Spool, spool_of
@@ -32,7 +32,7 @@ EXIT_CODES = {records.PASS: 0, records.FAIL: 1}
 
 _BAD_INPUT = ("request", "trust")
 _ALWAYS = ("parity", "verify")
-_MEASURING = ("capacity", "cold", "latency", "memory", "energy")
+_MEASURING = tuple(name for name in PASS_NAMES if name not in (*_ALWAYS, *ONLY_IF_ASKED))
 
 
 class Console:

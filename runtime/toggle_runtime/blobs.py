@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional
 
 from toggle_runtime.records import Blob
 
-_CHUNK = 1 << 20
+_CHUNK = 128 << 10
 
 
 def blob_path(root: Path, digest: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli import alone, keys, registry
-from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
+from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, Restarts, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
@@ -35,7 +35,18 @@ def validate(
     bundle: Annotated[Path, typer.Option("--bundle", help="A bundle's folder, as export writes it.")],
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
+    strict_conditions: Annotated[
+        bool,
+        typer.Option("--strict-conditions", help="Refuse (exit 3) times and energy that were disturbed."),
+    ] = False,
+    pin_clocks: Annotated[
+        bool, typer.Option("--pin-clocks", help="Hold the clocks at their highest meanwhile; put back after.")
+    ] = False,
+    energy_seconds: Annotated[
+        float, typer.Option("--energy-seconds", min=1.0, max=3600.0, help="Length of the energy window.")
+    ] = 10.0,
     output: RunsFolder = RUNS,
+    restarts: Restarts = None,
     sustained: Annotated[
         float | None,
         typer.Option("--sustained", help="Generate for so many seconds more, to see whether it slows down."),
@@ -43,10 +54,20 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""
-    from toggle_edge.pipeline.validation import ValidateOptions, run_validate
+    from toggle_edge.pipeline.validation import ValidateOptions, measuring, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    options = ValidateOptions(device, bundle, mode, allow_unsigned, output, sustained_s=sustained)
+    options = ValidateOptions(
+        device,
+        bundle,
+        mode,
+        allow_unsigned,
+        output,
+        measuring(energy_seconds=energy_seconds, pin_clocks=pin_clocks),
+        strict_conditions=strict_conditions,
+        restarts=restarts,
+        sustained_s=sustained,
+    )
     run(
         lambda report: run_validate(options, report),
         as_json,
