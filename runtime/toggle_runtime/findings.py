@@ -78,10 +78,15 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
     ended = record.outcome not in (records.PASS, records.FAIL)
     why = "the run ended before that, for the reason below" if ended else "it was not asked for"
     decode = [statistics.median(each.token_ns) / 1e6 for each in timed if each.token_ns]
+    cold = [each.load_ns / 1e6 for each in record.cold or () if each.load_ns is not None]
     found = [
         ("decode", _spread(decode, "ms/token", why)),
         ("first token", _spread([each.first_token_ns / 1e6 for each in timed], "ms", why)),
         ("load", _spread([sample.load_ns / 1e6 for sample in record.latency], "ms", why)),
+        (
+            "cold load",
+            _spread(cold, "ms", next((each.reason for each in record.cold or () if each.reason), why)),
+        ),
     ]
     memory = record.memory
     if memory is None or memory.peak_bytes is None:
@@ -94,6 +99,12 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
     else:
         each = energy.gross_mj / energy.tokens
         found.append(("energy", f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope})"))
+    for each_pass in record.passes:
+        for doubt in (each_pass.contended, each_pass.throttled):
+            if doubt is not None:
+                found.append(("doubtful", f"{each_pass.name}: {doubt}"))
+    for flag in (*(memory.flags if memory else ()), *(energy.flags if energy else ())):
+        found.append(("doubtful", flag))
     return found
 
 
