@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 from regression import FORMAT, artifact
-from toggle_edge.fleet.board_models import laptop, laptop_on_battery, orin_nx, thor
-from toggle_edge.fleet.boards import PowerCurve
 from toggle_runtime import meters
 from toggle_runtime.meters.meter import Meter
 from toggle_runtime.meters.sampling import Recording, Sampler
 from toggle_runtime.tree import Tree
 
+from toggle_edge.fleet.board_models import laptop, laptop_on_battery, orin_nx, thor
+from toggle_edge.fleet.boards import PowerCurve
 from toggle_edge.statistics import compare_pairs
 
 LEAST = -0.02

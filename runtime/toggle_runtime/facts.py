@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from toggle_runtime import PROTOCOL_VERSION, __version__, lease, meters
+from toggle_runtime.conditions import texts
 from toggle_runtime.deployment import describe
 from toggle_runtime.layout import foreign
 from toggle_runtime.meters.memory import METHOD, why_unavailable
@@ -21,7 +22,6 @@ from toggle_runtime.records import RECORD_VERSION, Manifest
 from toggle_runtime.tree import Tree
 from toggle_runtime.trust import revoked_keys, trusted_keys
 
-_CPU = "/sys/devices/system/cpu"
 _SHOWN = 20
 """Names of a root that is somebody's home folder: enough to see that it is."""
 
@@ -48,7 +48,7 @@ def gather(root: Path) -> Dict[str, Any]:
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_disk_bytes": shutil.disk_usage(_existing(root)).free,
-        "conditions": conditions(),
+        "conditions": texts(Tree()),
         "board": board(),
         "clock_s": time.time(),
         "lease": _lease(root),
@@ -75,17 +75,6 @@ def foreign_modules() -> Optional[List[str]]:
         return None
     names = {name.partition(".")[0] for name in sys.modules}
     return sorted(names - set(known) - {"toggle_runtime", "__main__"})
-
-
-def conditions() -> Dict[str, str]:
-    """What could spoil a measurement, now: governor, frequency, load, temperature, throttling."""
-    return {
-        "governor": _read(f"{_CPU}/cpu0/cpufreq/scaling_governor"),
-        "frequency_khz": _read(f"{_CPU}/cpu0/cpufreq/scaling_cur_freq"),
-        "load_average": " ".join(_read("/proc/loadavg").split()[:3]),
-        "temperature_millicelsius": _hottest(),
-        "throttle_count": _read(f"{_CPU}/cpu0/thermal_throttle/package_throttle_count"),
-    }
 
 
 def cpu_model() -> str:
@@ -124,15 +113,6 @@ def _lease(root: Path) -> Dict[str, str]:
         return {key: str(value) for key, value in lease.holder(root).items()}
     except OSError as exc:
         return {"unavailable": f"{root / 'lease'}: {exc.strerror}"}
-
-
-def _hottest() -> str:
-    readings = []
-    for path in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        text = _read(str(path))
-        if text.lstrip("-").isdigit():
-            readings.append(int(text))
-    return str(max(readings)) if readings else "unavailable: no readable thermal zone"
 
 
 def _read(path: str) -> str:

@@ -15,6 +15,7 @@ OURS = frozenset(
     {
         "agent",
         "blobs",
+        "clocks.json",
         "deployed",
         "deployment.json",
         "environments",

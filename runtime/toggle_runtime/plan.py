@@ -29,7 +29,8 @@ class Plan:
     """What to measure. `restarts` is the number of fresh processes of the latency pass, `colds` of the cold one; times
     in seconds. Many restarts of few generations say more than the reverse: what differs between processes is not seen
     within one. `contexts` are lengths of prompts in tokens; those without room in the model's context are left out.
-    `meter` is the external one that the device file names, None for what the device has itself."""
+    `meter` is the external one that the device file names, None for what the device has itself;
+    `pin_clocks` holds the clocks at their highest meanwhile."""
 
     passes: List[str]
     restarts: int = 10
@@ -41,6 +42,7 @@ class Plan:
     energy_window_s: float = 10.0
     idle_s: float = 3.0
     meter: Optional[ExternalMeter] = None
+    pin_clocks: bool = False
     contexts: List[int] = field(default_factory=lambda: [128, 384])
     colds: int = 3
     sustained_s: float = 30.0

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
@@ -10,9 +11,11 @@ from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
 from toggle_runtime import limits, meters, records
 from toggle_runtime.blobs import blob_of, describe
 from toggle_runtime.bundles import lay_out, verified_manifest
+from toggle_runtime.conditions import Snapshot, pass_conditions, snapshot
 from toggle_runtime.energy import SETTLED_PERIODS, Span, Spans, energy_sample, no_energy
-from toggle_runtime.facts import conditions, cpu_model
+from toggle_runtime.facts import cpu_model
 from toggle_runtime.meters.sampling import Recording, Sampler
+from toggle_runtime.pinning import pinned
 from toggle_runtime.plan import (
     LOADED,
     CapacityResult,
@@ -34,6 +37,7 @@ from toggle_runtime.records import (
     MemorySample,
     ModeVerdict,
     ParitySample,
+    PassConditions,
     SustainedSample,
 )
 from toggle_runtime.spool import Spool
@@ -63,6 +67,7 @@ class Collected:
     modules: List[str] = field(default_factory=list)
     parity: Optional[ParitySample] = None
     signed_by: Optional[str] = None
+    passes: List[PassConditions] = field(default_factory=list)
     cold: Optional[List[ColdLoad]] = None
     sustained: Optional[SustainedSample] = None
     capacity: Optional[CapacitySample] = None
@@ -86,7 +91,7 @@ class Run:
 
     def execute(self) -> Dict[str, Any]:
         """Go through all steps; whatever happens, a record is kept. Returns the result event."""
-        before = conditions()
+        before = snapshot(self.tree)
         signal.signal(signal.SIGTERM, _raise_aborted)
         outcome, reason = records.ERROR, None  # type: str, Optional[str]
         try:
@@ -95,9 +100,9 @@ class Run:
             )
             self.spool.journal("verified", files=len(manifest.files))
             self._materialise(manifest)
-            for name in self.plan.passes:
-                self.wire.progress(step="started", **{"pass": name})
-                PASSES[name](self, manifest)
+            with pinned(self.root, self.tree) if self.plan.pin_clocks else nullcontext():
+                for name in self.plan.passes:
+                    self._measure(name, manifest)
             outcome, reason = _judge(manifest, self.collected)
         except WorkerError as exc:
             outcome, reason = exc.outcome, str(exc)
@@ -117,10 +122,19 @@ class Run:
             bundle=self.bundle,
             outcome=outcome,
             reason=reason,
-            conditions=_conditions(before),
+            conditions=_conditions(before, snapshot(self.tree)),
             **vars(self.collected),
         )
         return self.spool.keep(record)
+
+    def _measure(self, name: str, manifest: Manifest) -> None:
+        self.wire.progress(step="started", **{"pass": name})
+        before = snapshot(self.tree)
+        try:
+            PASSES[name](self, manifest)
+        finally:
+            # After the workers have ended and been waited for: only then is their time counted as ours.
+            self.collected.passes.append(pass_conditions(name, before, snapshot(self.tree)))
 
     def _materialise(self, manifest: Manifest) -> None:
         lay_out(self.root, manifest, self.spool.bundle)
@@ -220,7 +234,7 @@ def _memory(run: Run, manifest: Manifest) -> None:
 
 
 def _energy(run: Run, manifest: Manifest) -> None:
-    meter, reason = meters.open_energy(run.tree, manifest.target, run.plan.meter)
+    meter, reason = meters.open_energy(run.tree, manifest.target, run.plan.meter, run.plan.energy_window_s)
     if meter is None:
         run.collected.energy = no_energy(reason)
         return
@@ -282,8 +296,8 @@ def _judge(manifest: Manifest, collected: Collected) -> "tuple[str, Optional[str
     return records.ERROR, f"the worker did not judge the default mode {manifest.default_mode!r}"
 
 
-def _conditions(before: Dict[str, str]) -> Dict[str, str]:
+def _conditions(before: Snapshot, after: Snapshot) -> Dict[str, str]:
     joined = {"cpu_model": cpu_model()}
-    for key, value in conditions().items():
-        joined[f"{key}_before"], joined[f"{key}_after"] = before[key], value
+    for key, value in after.texts.items():
+        joined[f"{key}_before"], joined[f"{key}_after"] = before.texts[key], value
     return joined

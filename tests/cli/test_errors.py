@@ -333,6 +333,30 @@ class TestBundle:
         assert not (stored / blob.sha256).exists(), "the next deployment sends it again"
         assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
 
+    def test_other_processes_are_told_and_refused_by_the_strict(
+        self, call: Call, bundle: Path, local: Path
+    ) -> None:
+        cores = os.sched_getaffinity(0)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in cores]
+        try:
+            ended = call("validate", "--device", local, "--bundle", bundle, "--strict-conditions")
+        finally:
+            for each in busy:
+                each.kill()
+                each.wait()
+        said = " ".join(ended.out.split())
+        assert ended.code == 3
+        assert "--strict-conditions: latency was contended: other processes took" in said
+        assert "disturbed latency was contended" in said
+
+    @pytest.mark.skipif(Path("/sys/devices/system/cpu/cpu0/cpufreq").exists(), reason="it has clocks to pin")
+    def test_clocks_that_cannot_be_pinned_are_not_measured_without(
+        self, call: Call, bundle: Path, local: Path
+    ) -> None:
+        ended = call("validate", "--device", local, "--bundle", bundle, "--pin-clocks")
+        assert ended.code == 3
+        assert "clocks cannot be pinned" in " ".join(ended.out.split())
+
     def test_not_a_bundle(self, call: Call, local: Path, tmp_path: Path) -> None:
         ended = call("validate", "--restarts=1", "--device", local, "--bundle", tmp_path)
         assert (ended.code, "not a readable bundle" in ended.err) == (2, True)

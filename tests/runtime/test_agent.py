@@ -113,6 +113,7 @@ class TestRun:
         assert record.modules == ["numpy"]
         assert result.traces is not None
         assert result.traces.read_bytes() == b"traces"
+        assert [each.name for each in record.passes] == PLAN.passes
         assert {"governor_before", "load_average_after", "cpu_model"} <= set(record.conditions)
         processes = 6 if HAS_METER else 5
         steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record", "fetched"]
@@ -538,11 +539,11 @@ class TestStandingAlone:
         archive.write_bytes(agent_client.agent_archive())
         code = (
             f"import sys, os; sys.path.insert(0, {str(archive)!r})\n"
-            "from toggle_runtime import agent\n"
+            "from toggle_runtime import agent, serving\n"
             "def noisy(request, wire):\n"
             "    print('stray'); os.write(1, b'stray'); return {'answer': 1}\n"
             "agent.COMMANDS['facts'] = noisy\n"
-            "agent.serve()\n"
+            "serving.serve()\n"
         )
         line = (
             json.dumps({"protocol": PROTOCOL_VERSION, "command": "facts", "root": str(tmp_path)}).encode()

@@ -367,6 +367,19 @@ class TestChoice:
         for name in meters.ENERGY:
             assert f"{name}: " in reason
 
+    def test_a_meter_that_needs_a_longer_window_is_passed_over(self) -> None:
+        both = board("laptop-on-battery")
+        both.tree.files.update(board("laptop").tree.files)
+        both.tree.files["sys/class/power_supply/BAT0/status"] = "Discharging"
+        both.tree.faults.append(Fault("*/energy_uj", refused))
+        meter, _ = meters.open_energy(both.tree, "onnx-cpu", window_s=300.0)
+        assert meter is not None
+        assert meter.name == "battery"
+        meter, reason = meters.open_energy(both.tree, "onnx-cpu", window_s=10.0)
+        assert meter is None
+        assert "battery: needs a window of at least 300 s, this one has 10 s" in reason
+        assert "rapl: permission: " in reason
+
     def test_the_board_goes_before_its_processor(self) -> None:
         both = board("orin-nx")
         both.tree.files.update(board("laptop").tree.files)
@@ -557,6 +570,9 @@ class TestNvml:
         with pytest.raises(UnavailableError, match="Tegra"):
             nvml.open_meter(board("orin-nx").tree, lambda name: library)
 
+    def test_nothing_is_loaded_where_there_is_no_driver(self, tmp_path: Path) -> None:
+        assert meters.open_named("nvml", Tree(tmp_path)) == "no NVIDIA driver on this device"
+
     def test_it_says_nothing_of_work_on_the_processor(self, tmp_path: Path) -> None:
         assert (
             "nvml: the target onnx-cpu does not compute on the GPU"
@@ -564,6 +580,10 @@ class TestNvml:
         )
 
 
-def test_the_control_plane_reads_meters_without_ctypes() -> None:
-    code = "import sys; from toggle_runtime import run; sys.exit('ctypes' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+def test_the_control_plane_reads_meters_without_ctypes(tmp_path: Path) -> None:
+    """The agent has 25 MB to live in; a GPU's driver is asked only where there is one."""
+    code = (
+        "import sys; from toggle_runtime import meters, run; from toggle_runtime.tree import Tree\n"
+        "from pathlib import Path; meters.told(Tree(Path(sys.argv[1]))); sys.exit('ctypes' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)

@@ -35,6 +35,16 @@ def validate(
     bundle: Annotated[Path, typer.Option("--bundle", help="A bundle's folder, as export writes it.")],
     mode: ModeOption = None,
     allow_unsigned: AllowUnsigned = False,
+    strict_conditions: Annotated[
+        bool,
+        typer.Option("--strict-conditions", help="Refuse (exit 3) times and energy that were disturbed."),
+    ] = False,
+    pin_clocks: Annotated[
+        bool, typer.Option("--pin-clocks", help="Hold the clocks at their highest meanwhile; put back after.")
+    ] = False,
+    energy_seconds: Annotated[
+        float, typer.Option("--energy-seconds", min=1.0, max=3600.0, help="Length of the energy window.")
+    ] = 10.0,
     output: RunsFolder = RUNS,
     restarts: Restarts = None,
     sustained: Annotated[
@@ -44,11 +54,19 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on a device and check the contract there again; switch nothing."""
-    from toggle_edge.pipeline.validation import ValidateOptions, run_validate
+    from toggle_edge.pipeline.validation import ValidateOptions, measuring, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
     options = ValidateOptions(
-        device, bundle, mode, allow_unsigned, output, restarts=restarts, sustained_s=sustained
+        device,
+        bundle,
+        mode,
+        allow_unsigned,
+        output,
+        measuring(energy_seconds=energy_seconds, pin_clocks=pin_clocks),
+        strict_conditions=strict_conditions,
+        restarts=restarts,
+        sustained_s=sustained,
     )
     run(
         lambda report: run_validate(options, report),

@@ -17,18 +17,32 @@ from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
+from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.validation import ValidationResult
 from toggle_edge.selection import budget_of, over_budget
 from toggle_edge.workspace import workspace
 
-PLAN = Plan(["parity", "verify", "capacity", "cold", "latency", "memory", "energy"])
+PLAN = Plan(["parity", "verify", "capacity", "cold", "latency", "memory", "energy"], idle_s=30.0)
+"""Idle is measured for half a minute before and after, where there is a meter: short of that it is mostly noise."""
+
+ROOM_S = 120.0
+"""What a pass may take beside the window that it was asked for."""
+
+
+def measuring(*, energy_seconds: float = PLAN.energy_window_s, pin_clocks: bool = False) -> Plan:
+    """The plan with another energy window: batteries want 300 s, other meters 10."""
+    timeout_s = max(PLAN.pass_timeout_s, energy_seconds + ROOM_S)
+    return dataclasses.replace(
+        PLAN, energy_window_s=energy_seconds, pin_clocks=pin_clocks, pass_timeout_s=timeout_s
+    )
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
     """What `toggle-edge validate` may be told. `output` keeps each run in a folder of its own: its record, its traces
-    and what it is judged by; `mode` None is the bundle's default."""
+    and what it is judged by; `mode` None is the bundle's default. `strict_conditions` takes no times or
+    energy that something else disturbed."""
 
     device: str
     bundle: Path
@@ -36,6 +50,7 @@ class ValidateOptions:
     allow_unsigned: bool = False
     output: Path = Path("toggle-edge-runs")
     plan: Plan = PLAN
+    strict_conditions: bool = False
     sustained_s: float | None = None
     restarts: int | None = None
 
@@ -88,6 +103,9 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     outcome, reason = contract_outcome(judged, mode)
     if outcome == PASS and over:
         outcome, reason = FAIL, f"over the device's budget: {'; '.join(over.values())}"
+    disturbed = disturbances(result.record.passes, strict=True) if options.strict_conditions else []
+    if disturbed and outcome in (PASS, FAIL):
+        outcome, reason = ERROR, f"--strict-conditions: {'; '.join(disturbed)}"
     return ValidationResult(
         outcome=outcome,
         reason=reason,
@@ -103,6 +121,7 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
         budget=budget,
         over=over,
         record_file=str(folder / "record.json"),
+        passes=tuple(result.record.passes),
     )
 
 

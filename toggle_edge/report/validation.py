@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from toggle_runtime.records import OK, Measurement, ModeVerdict, ParitySample
+from toggle_runtime.records import OK, Measurement, ModeVerdict, ParitySample, PassConditions
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.certify import Certificate
 from toggle_edge.fleet.device import Device
 from toggle_edge.report.cells import TITLE, interval, print_entry, print_outcome
+from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
 
 _SHOWN = {
@@ -54,6 +55,7 @@ class ValidationResult:
     budget: Mapping[str, float]
     over: Mapping[str, str]
     record_file: str
+    passes: Sequence[PassConditions] = ()
 
 
 def validation_json(result: ValidationResult) -> dict[str, object]:
@@ -79,6 +81,7 @@ def validation_json(result: ValidationResult) -> dict[str, object]:
         "measured": {name: dataclasses.asdict(each) for name, each in result.measured.items()},
         "budget": dict(result.budget),
         "over_budget": dict(result.over),
+        "passes": [dataclasses.asdict(each) for each in result.passes],
     }
 
 
@@ -96,6 +99,8 @@ def print_validation(result: ValidationResult, console: Console) -> None:
     print_entry(
         console, "conditions", ", ".join(f"{key} {value}" for key, value in known.items()) or "unknown"
     )
+    for disturbance in disturbances(result.passes):
+        print_entry(console, "disturbed", disturbance)
     if result.parity is not None:
         parity = result.parity
         part = (

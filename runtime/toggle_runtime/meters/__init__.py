@@ -4,6 +4,7 @@ A module of an energy meter offers `NAME`, `METHOD` and `open_meter(tree)`, whic
 ValueError where it cannot be read. A new one is a line in `ENERGY`.
 """
 
+import math
 from types import ModuleType
 from typing import Callable, Dict, List, Optional, Tuple, Union
 
@@ -22,12 +23,13 @@ ON_GPU = frozenset({"onnx-cuda"})
 
 
 def open_energy(
-    tree: Tree, target: str, external: Optional[ExternalMeter] = None
+    tree: Tree, target: str, external: Optional[ExternalMeter] = None, window_s: float = math.inf
 ) -> Tuple[Optional[Meter], str]:
-    """The meter for runs of a target, opened, and an empty reason; or None, and every meter's reason."""
+    """The meter for runs of a target, opened, and an empty reason; or None, and every meter's reason: one of them is
+    that it needs a longer window than `window_s`."""
     if external is not None:
         # Somebody has wired it up and said so: another meter in its place would be of another scope.
-        found = _opened(lambda: open_external(external))
+        found = _long_enough(_opened(lambda: open_external(external)), window_s)
         return (found, "") if isinstance(found, Meter) else (None, f"{EXTERNAL}: {found}")
     reason = emulated(tree)
     if reason is not None:
@@ -37,7 +39,7 @@ def open_energy(
         if name == nvml.NAME and target not in ON_GPU:
             reasons.append(f"{name}: the target {target} does not compute on the GPU")
             continue
-        found = open_named(name, tree)
+        found = _long_enough(open_named(name, tree), window_s)
         if isinstance(found, Meter):
             return found, ""
         reasons.append(f"{name}: {found}")
@@ -52,12 +54,19 @@ def open_named(name: str, tree: Tree) -> Union[Meter, str]:
 def told(tree: Tree) -> Dict[str, str]:
     """What each meter would measure here, by name: its method and scope, or `unavailable: why`."""
     said = {}
+    reason = emulated(tree)
     for name in ENERGY:
-        found = open_named(name, tree)
+        found = reason or open_named(name, tree)
         said[name] = (
             f"{found.method}; scope: {found.scope}" if isinstance(found, Meter) else f"unavailable: {found}"
         )
     return said
+
+
+def _long_enough(found: Union[Meter, str], window_s: float) -> Union[Meter, str]:
+    if isinstance(found, Meter) and window_s < found.least_window_s:
+        return f"needs a window of at least {found.least_window_s:g} s, this one has {window_s:g} s"
+    return found
 
 
 def _opened(opening: Callable[[], Meter]) -> Union[Meter, str]:

@@ -13,8 +13,6 @@ WINDOW_S = 10.0
 MOST_APART = 0.25
 """Power, voltage and current are read one after the other, so they differ a little; not by a factor."""
 
-_STEP_MW = 25.0
-
 
 def open_meter(tree: Tree) -> Meter:
     """The rail VIN. Raises UnavailableError, OSError or ValueError; where the chip's voltage times its current is not
@@ -41,7 +39,7 @@ def open_meter(tree: Tree) -> Meter:
         name=NAME,
         method=METHOD,
         scope="module (VIN)",
-        channels=(Channel("VIN", step=_STEP_MW),),
+        channels=(Channel("VIN"),),
         read=read,
         period_s=max(FASTEST_S, update_s),
         least_window_s=WINDOW_S,

@@ -21,6 +21,8 @@ def open_meter(tree: Tree, load: Optional[Callable[[str], Any]] = None) -> Meter
     """Energy counters where every GPU has one, else powers. Raises UnavailableError with NVML's own words."""
     if any(each.startswith("nvidia,tegra") for each in tree.compatible()):
         raise UnavailableError("this is a Tegra: its NVML tells no power, the board's rails do")
+    if load is None and tree.known("proc/driver/nvidia/version") is None:
+        raise UnavailableError("no NVIDIA driver on this device")
     import ctypes  # only where there may be such a GPU: it costs the agent memory
 
     try:

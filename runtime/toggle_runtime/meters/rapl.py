@@ -34,7 +34,7 @@ def open_meter(tree: Tree) -> Meter:
         wraps_at = tree.integer(f"{zones[name]}/max_energy_range_uj")
         if wraps_at <= 0:
             raise ValueError(f"/{zones[name]}/max_energy_range_uj: expected more than 0, got {wraps_at}")
-        # The energy unit is 61 µJ on most parts; what is shown is one tick of the kernel's clock of it.
+        # The coarsest unit in use, 2^-14 J: the kernel does not tell this part's own.
         channels.append(Channel(name, counted=name != "psys", step=0.061, wraps_at=float(wraps_at)))
         paths.append(path)
 
