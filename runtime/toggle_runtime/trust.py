@@ -90,7 +90,9 @@ def trust(
             )
         if key not in known:
             # Where a key was revoked somebody has been here: nobody is the first again.
-            if (known or gone) and not force and not succeeds(key, known, list(successions)):
+            # A revoked key may be in whoever's hands, so it vouches for nobody.
+            vouching = [each for each in successions if key_id(each.old) not in gone]
+            if (known or gone) and not force and not succeeds(key, known, vouching):
                 raise RequestError(
                     "trust",
                     f"this device trusts bundles signed by {_listed(known) or 'nobody'} only, got key {key_id(key)} "

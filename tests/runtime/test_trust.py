@@ -174,6 +174,22 @@ class TestRevoked:
         assert trust.trusted_keys(tmp_path) == {old.public: old.name, new.public: new.name}
 
 
+    def test_a_revoked_key_vouches_for_nobody_even_where_a_trusted_one_vouches_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOGGLE_EDGE_HOME", str(tmp_path / "home"))
+        first = signing_key()
+        stolen, last = keyring.rotate()[1], keyring.rotate()[1]
+        chain = keyring.successions()
+        trust.trust(tmp_path / "fine", first.public, first.name, False)
+        trust.trust(tmp_path / "fine", last.public, last.name, False, chain)
+        trust.trust(tmp_path, first.public, first.name, False)
+        trust.revoke(tmp_path, stolen.public, stolen.name)
+        with pytest.raises(RequestError, match="trusts bundles signed by"):
+            trust.trust(tmp_path, last.public, last.name, False, chain)
+        assert trust.trusted_keys(tmp_path) == {first.public: first.name}
+
+
 class TestSignature:
     @pytest.fixture
     def manifest(self, tmp_path: Path) -> Manifest:
