@@ -173,7 +173,6 @@ class TestRevoked:
         trust.trust(tmp_path, new.public, new.name, False, chain)
         assert trust.trusted_keys(tmp_path) == {old.public: old.name, new.public: new.name}
 
-
     def test_a_revoked_key_vouches_for_nobody_even_where_a_trusted_one_vouches_for_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
