@@ -9,7 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-VERSIONS = ("3.8", "3.10", "3.12", "3.13")
+VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 @cache

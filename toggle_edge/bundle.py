@@ -7,6 +7,7 @@ in common.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -224,6 +225,8 @@ def _manifest_in(folder: Path) -> tuple[Manifest, str]:
     """The manifest in a folder, and its text. Raises BundleError where it is too large, damaged or not canonical."""
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{path}: expected a plain file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(
                 f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}"
@@ -263,6 +266,9 @@ def _link(source: Path, destination: Path) -> None:
 
 
 def _digest_file(path: Path) -> Blob:
+    # Not of a pipe or device, which would never end.
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "expected a plain file", str(path))
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
     return Blob(digest.hexdigest(), path.stat().st_size)

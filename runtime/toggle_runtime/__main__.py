@@ -8,7 +8,7 @@ from typing import List
 def main(argv: List[str]) -> int:
     """Dispatch `serve`, `worker <pid of its agent>`, or `validate`. Returns the exit status, 2 for anything else."""
     if argv == ["serve"]:
-        from toggle_runtime.agent import serve
+        from toggle_runtime.serving import serve
 
         return serve()
     if argv[:1] == ["validate"]:

@@ -1,4 +1,4 @@
-"""The agent's control plane: reads one request from stdin, does it, answers in JSON lines.
+"""The agent's control plane: does what one request asks, and answers it.
 
 Request: `{"protocol": 3, "command": "...", "root": "<device folder>", ...}`. Answer: any number of
 `progress` events, then exactly one `result` or `error`. Standard library only; no model code is ever
@@ -9,12 +9,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Tuple, Type, TypeVar
 
 from toggle_runtime import (
     PROTOCOL_VERSION,
@@ -38,32 +37,14 @@ from toggle_runtime.supervise import WorkerError
 from toggle_runtime.sweep import close_aborted, sweep
 from toggle_runtime.tree import Tree
 from toggle_runtime.trust import revoke, trust
-from toggle_runtime.wire import Heartbeat, RequestError, Wire
-
-MAX_REQUEST_BYTES = 16 << 20
+from toggle_runtime.wire import RequestError, Wire
 
 Request = Dict[str, Any]
 Value = TypeVar("Value")
 
 
-def serve(stdin: Optional[BinaryIO] = None) -> int:
-    """Answer one request. Returns 0 when an answer was given, even if it is an error event."""
-    # Read first: under sshd, stdin and stdout are one socket, and the wire makes it non-blocking. The size is
-    # limited so that garbage cannot exhaust a small device.
-    line = (stdin or sys.stdin.buffer).readline(MAX_REQUEST_BYTES)
-    wire = Wire.take_stdout()
-    # A closed SSH session must not end a run that is under way; its result is fetched later.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Heartbeat(wire):
-            event = _answer(line, wire)
-        wire.final(event)
-    finally:
-        wire.close()
-    return 0
-
-
-def _answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+def answer(line: bytes, wire: Wire) -> Dict[str, Any]:
+    """The final event for one request: a result, or an error with its kind and message. Raises nothing."""
     root = Path()
     try:
         request, command = _parse(line)

@@ -20,7 +20,7 @@ from toggle_runtime.engines import Engine, find
 from toggle_runtime.findings import judged, print_result
 from toggle_runtime.ingest import ingest, keep_contract, open_bundle
 from toggle_runtime.layout import require_layout
-from toggle_runtime.plan import PASS_NAMES, Plan
+from toggle_runtime.plan import ONLY_IF_ASKED, PASS_NAMES, Plan
 from toggle_runtime.records import Manifest, RecordError, RunRecord
 from toggle_runtime.run import Collected, Run
 from toggle_runtime.spool import Spool, spool_of
@@ -85,7 +85,8 @@ def _validate(options: argparse.Namespace) -> Dict[str, Any]:
         )
     if options.output is not None and options.output.exists():
         raise RecordError(f"--output: expected a new file, {options.output} exists; choose another name")
-    plan = Plan([name for name in PASS_NAMES if name not in options.without], threads=options.threads)
+    left_out = {*options.without, *ONLY_IF_ASKED}
+    plan = Plan([name for name in PASS_NAMES if name not in left_out], threads=options.threads)
     require_layout(root)
     if options.key is not None:
         for key, name in trust.read_key(options.key).items():

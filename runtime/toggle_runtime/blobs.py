@@ -8,12 +8,13 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from toggle_runtime.records import Blob
 
-_CHUNK = 1 << 20
+_CHUNK = 128 << 10
 
 
 def blob_path(root: Path, digest: str) -> Path:
@@ -119,13 +120,17 @@ def mismatch(path: Path, blob: Blob) -> Optional[str]:
     """None when the file at `path` is exactly `blob`; otherwise what was expected and what is there."""
     expected = f"expected sha256 {blob.sha256} ({blob.size} bytes)"
     try:
-        size = path.stat().st_size
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            # A link may lead elsewhere once it was looked at, and a pipe would never end.
+            return f"{expected}, got no plain file"
+        size = found.st_size
         if size != blob.size:
             return f"{expected}, got {size} bytes"
-        found = blob_of(path)
+        there = blob_of(path)
     except OSError as exc:
         return f"{expected}, got no readable file: {exc.strerror}"
-    return None if found == blob else f"{expected}, got sha256 {found.sha256}"
+    return None if there == blob else f"{expected}, got sha256 {there.sha256}"
 
 
 def place(source: Path, target: Path) -> None:

@@ -28,6 +28,11 @@ def verified_manifest(root: Path, bundle: str, *, allow_unsigned: bool) -> Tuple
 def read_manifest(root: Path, bundle: str, *, allow_unsigned: bool) -> Tuple[Manifest, Optional[str]]:
     """As `verified_manifest`, of the manifest alone."""
     path = blob_path(root, bundle)
+    if path.is_symlink():
+        _discard(path)
+        raise records.RecordError(
+            "digest: manifest: expected a plain file, got a symbolic link; deploy again"
+        )
     found = blob_of(path)
     if found.sha256 != bundle:
         _discard(path)
@@ -52,5 +57,5 @@ def lay_out(root: Path, manifest: Manifest, folder: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    if path.exists():
+    if path.is_symlink() or path.exists():
         path.unlink()

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import List, Sequence, Tuple
 
 import numpy as np
-import onnxruntime
 
 from toggle_runtime.records import CapacitySample
 
@@ -47,8 +46,13 @@ def copied_per_second(threads: int) -> List[float]:
 def multiplied_per_second(threads: int) -> List[float]:
     """Multiplications and additions of int8 numbers by the engine's own kernel, two for each product, a round each.
 
-    numpy has no such kernel: its loop over int8 is far slower than any engine, so it would be no limit.
+    numpy has no such kernel: its loop over int8 is far slower than any engine, so it would be no limit. Empty where the
+    worker environment has no onnxruntime.
     """
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List
@@ -51,6 +49,8 @@ def prepare(root: Path, identifier: str, wheels: List[Wheel]) -> Path:
         os.utime(str(final))  # what was used last is collected last
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # here, and zipfile below: megabytes that no other request needs
+
     temporary = Path(tempfile.mkdtemp(prefix="unpacking-", dir=str(final.parent)))
     try:
         budget = MAX_UNPACKED_BYTES
@@ -72,6 +72,8 @@ def prepare(root: Path, identifier: str, wheels: List[Wheel]) -> Path:
 
 
 def _unpack(path: Path, name: str, target: Path, budget: int) -> int:
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -82,7 +84,7 @@ def _unpack(path: Path, name: str, target: Path, budget: int) -> int:
                     f"wheel {name}: the environment would unpack to more than {MAX_UNPACKED_BYTES} bytes",
                 )
             for member in members:
-                _check_member(member, name)
+                _check_member(member.filename, member.external_attr >> 16, name)
             archive.extractall(target)
             for member in members:  # programs, which `extractall` makes plain files
                 if member.external_attr >> 16 & stat.S_IXUSR and not member.is_dir():
@@ -92,10 +94,9 @@ def _unpack(path: Path, name: str, target: Path, budget: int) -> int:
         raise RequestError("environment", f"wheel {name}: expected a zip archive, got {exc}") from exc
 
 
-def _check_member(member: zipfile.ZipInfo, name: str) -> None:
-    path = member.filename
+def _check_member(path: str, mode: int, name: str) -> None:
     escapes = path.startswith("/") or "\\" in path or ":" in path or ".." in path.split("/")
-    if escapes or stat.S_ISLNK(member.external_attr >> 16):
+    if escapes or stat.S_ISLNK(mode):
         raise RequestError(
             "environment", f"wheel {name}: expected plain files inside the wheel, got member {path!r}"
         )

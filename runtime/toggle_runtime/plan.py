@@ -17,6 +17,9 @@ from toggle_runtime.records import (
 
 PASS_NAMES = ("parity", "verify", "capacity", "cold", "latency", "sustained", "memory", "energy")
 
+ONLY_IF_ASKED = frozenset({"sustained"})
+"""Passes that take long, and that no plan has by itself."""
+
 LOADED = "loaded"
 """The step that the worker reports when its model is warm: the energy window opens there."""
 

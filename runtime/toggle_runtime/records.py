@@ -32,7 +32,7 @@ REDUCED_SINCE, NARROWED_SINCE = 3, 4
 
 RECORD_VERSION = 4
 """Version of the run records that we write. 2 added `parity` and `signed_by`, 3 intervals and a mode's reason, 4 what
-memory and energy are made of, and the conditions of each pass."""
+memory and energy are made of, each pass's conditions, cold loads, long prompts and runs, and the device's limits."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")

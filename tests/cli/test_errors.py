@@ -316,7 +316,7 @@ class TestBundle:
         content[7] ^= 1
         path.unlink()
         path.write_bytes(content)
-        ended = call("validate", "--device", local, "--bundle", bundle)
+        ended = call("validate", "--restarts=1", "--device", local, "--bundle", bundle)
         assert ended.code == 2
         assert f"{name}: expected sha256 {blob.sha256}" in ended.err
         assert "the bundle is damaged, export it again" in ended.err
@@ -325,19 +325,19 @@ class TestBundle:
     def test_a_bad_digest_that_the_device_finds(
         self, call: Call, bundle: Path, local: Path, tmp_path: Path
     ) -> None:
-        assert call("validate", "--device", local, "--bundle", bundle).code in (0, 1)
+        assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
         stored = tmp_path / "device" / "blobs" / "sha256"
         blob = read_bundle(bundle).manifest.files["artifact/model.onnx"]
         content = bytearray((stored / blob.sha256).read_bytes())
         content[7] ^= 1
         (stored / blob.sha256).unlink()
         (stored / blob.sha256).write_bytes(content)
-        ended = call("validate", "--device", local, "--bundle", bundle)
+        ended = call("validate", "--restarts=1", "--device", local, "--bundle", bundle)
         assert ended.code == 3
         said = " ".join(ended.out.split())
         assert f"digest: file artifact/model.onnx: expected sha256 {blob.sha256}" in said
         assert not (stored / blob.sha256).exists(), "the next deployment sends it again"
-        assert call("validate", "--device", local, "--bundle", bundle).code in (0, 1)
+        assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
 
     def test_other_processes_are_told_and_refused_by_the_strict(self, bundle: Path, local: Path) -> None:
         short = Plan(
@@ -368,17 +368,17 @@ class TestBundle:
         assert "clocks cannot be pinned" in " ".join(ended.out.split())
 
     def test_not_a_bundle(self, call: Call, local: Path, tmp_path: Path) -> None:
-        ended = call("validate", "--device", local, "--bundle", tmp_path)
+        ended = call("validate", "--restarts=1", "--device", local, "--bundle", tmp_path)
         assert (ended.code, "not a readable bundle" in ended.err) == (2, True)
 
     def test_unsigned(self, call: Call, bundle: Path, local: Path, tmp_path: Path) -> None:
         manifest = dataclasses.replace(read_bundle(bundle).manifest, signature=None)
         (bundle / MANIFEST).write_text(to_json(manifest))
-        ended = call("validate", "--device", local, "--bundle", bundle)
+        ended = call("validate", "--restarts=1", "--device", local, "--bundle", bundle)
         assert ended.code == 2
         assert "expected a signed bundle, this one has no signature" in ended.err
         assert not (tmp_path / "device").exists()
-        allowed = call("validate", "--device", local, "--bundle", bundle, "--allow-unsigned")
+        allowed = call("validate", "--restarts=1", "--device", local, "--bundle", bundle, "--allow-unsigned")
         assert allowed.code in (0, 1)
         assert "NOT signed" in allowed.out
 
@@ -386,7 +386,7 @@ class TestBundle:
         stranger = signing_key(tmp_path / "stranger")
         (bundle / MANIFEST).write_text(to_json(sign(stranger, read_bundle(bundle).manifest)))
         for more in ((), ("--allow-unsigned",)):
-            ended = call("validate", "--device", local, "--bundle", bundle, *more)
+            ended = call("validate", "--restarts=1", "--device", local, "--bundle", bundle, *more)
             assert ended.code == 2
             assert "signed by the unknown key" in ended.err
 
@@ -399,7 +399,7 @@ class TestBundle:
         files = {**manifest.files, name: dataclasses.replace(manifest.files[name], sha256=digest)}
         text = to_json(sign(signing_key(), dataclasses.replace(manifest, files=files)))
         (bundle / MANIFEST).write_text(text)
-        ended = call("validate", "--device", local, "--bundle", bundle, "--json")
+        ended = call("validate", "--restarts=1", "--device", local, "--bundle", bundle, "--json")
         assert ended.code == 3
         result = json.loads(ended.out)
         assert result["outcome"] == "ERROR"
@@ -416,7 +416,7 @@ def write_blob(bundle: Path, content: bytes) -> str:
 
 class TestDevice:
     def test_unknown(self, call: Call, bundle: Path) -> None:
-        ended = call("validate", "--device", "labtop", "--bundle", bundle)
+        ended = call("validate", "--restarts=1", "--device", "labtop", "--bundle", bundle)
         assert (ended.code, "did you mean 'laptop'?" in ended.err) == (2, True)
         for command in ("show", "trust"):
             assert call("device", command, "labtop").code == 2
@@ -443,13 +443,17 @@ class TestDevice:
         with LoopbackSshd(tmp_path / "sshd") as sshd:
             write_key(tmp_path / "stranger")
             refused = dataclasses.replace(sshd.device, name="refuses", identity=str(tmp_path / "stranger"))
-            ended = call("validate", "--device", device_file(tmp_path, refused), "--bundle", bundle)
+            ended = call(
+                "validate", "--restarts=1", "--device", device_file(tmp_path, refused), "--bundle", bundle
+            )
             assert ended.code == 3
             assert "the device refused the key" in ended.err
             assert "authorized_keys?" in ended.err
             pinned = "SHA256:" + "A" * 43
             changed = dataclasses.replace(sshd.device, name="changed", host_key=pinned)
-            ended = call("validate", "--device", device_file(tmp_path, changed), "--bundle", bundle)
+            ended = call(
+                "validate", "--restarts=1", "--device", device_file(tmp_path, changed), "--bundle", bundle
+            )
             assert ended.code == 3
             assert f"expected host key {pinned}, got ssh-ed25519 {sshd.device.host_key}" in ended.err
             assert "nothing was sent" in ended.err
@@ -479,7 +483,16 @@ class TestDevice:
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
         device = Device(name="odd", transport="local", root=str(tmp_path / "device"), python=str(python))
-        ended = call("validate", "--device", device_file(tmp_path, device), "--bundle", bundle, "--json")
+        ended = call(
+            "validate",
+            "--restarts",
+            "1",
+            "--device",
+            device_file(tmp_path, device),
+            "--bundle",
+            bundle,
+            "--json",
+        )
         assert ended.code == 3, ended.err
         said = json.loads(ended.out)
         assert (said["outcome"], said["exit_code"]) == ("ERROR", 3)
@@ -490,13 +503,17 @@ class TestDevice:
 
     def test_no_python(self, call: Call, bundle: Path, tmp_path: Path) -> None:
         device = Device(name="bare", transport="local", root=str(tmp_path / "device"), python="/no/python")
-        ended = call("validate", "--device", device_file(tmp_path, device), "--bundle", bundle)
+        ended = call(
+            "validate", "--restarts=1", "--device", device_file(tmp_path, device), "--bundle", bundle
+        )
         assert (ended.code, "cannot run /no/python" in ended.err) == (3, True)
 
     def test_a_full_disk(self, call: Call, bundle: Path, tmp_path: Path) -> None:
         with mounted(tmp_path / "small", "6m") as small:
             device = Device(name="full", transport="local", root=str(small / "root"), python=sys.executable)
-            ended = call("validate", "--device", device_file(tmp_path, device), "--bundle", bundle)
+            ended = call(
+                "validate", "--restarts=1", "--device", device_file(tmp_path, device), "--bundle", bundle
+            )
             assert ended.code == 3
             assert "No space left on device; free some space there, or choose another `root`" in ended.err
             left = [path for path in listing(small) if (small / path).is_file()]
@@ -521,7 +538,16 @@ class TestDevice:
         python.chmod(0o755)
         small = Device(name="small", transport="local", root=str(tmp_path / "device"), python=str(python))
         try:
-            ended = call("validate", "--device", device_file(tmp_path, small), "--bundle", bundle, "--json")
+            ended = call(
+                "validate",
+                "--restarts",
+                "1",
+                "--device",
+                device_file(tmp_path, small),
+                "--bundle",
+                bundle,
+                "--json",
+            )
         finally:
             (group / "memory.limit_in_bytes").write_text("-1")
             deadline = time.monotonic() + 10

@@ -129,7 +129,7 @@ def test_a_study_is_exported_by_mode_and_by_trial_to_the_same_bundle(
 def test_the_bundle_is_measured_and_certified(folder: Path, search: dict[str, Any]) -> None:
     if not (folder / "by-mode").exists():
         run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
-    done = run(folder, "validate", "--device", "here.toml", "--bundle", "by-mode", "--json")
+    done = run(folder, "validate", "--restarts=1", "--device", "here.toml", "--bundle", "by-mode", "--json")
     assert done.returncode in (0, 1), done.stderr
     result = json.loads(done.stdout)
     assert result["certified"] is True
@@ -203,7 +203,7 @@ def test_a_structure_is_checked_exported_and_measured_alike(folder: Path) -> Non
     exported = run(folder, "export", MODEL, *options, "-o", "fewer", "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["parity"]["max_abs_logit_difference"] <= 1e-4
-    done = run(folder, "validate", "--device", "here.toml", "--bundle", "fewer", "--json")
+    done = run(folder, "validate", "--restarts=1", "--device", "here.toml", "--bundle", "fewer", "--json")
     assert done.returncode in (0, 1), done.stderr
     result = json.loads(done.stdout)
     assert result["certified"] is True
@@ -230,7 +230,7 @@ def test_what_passes_is_deployed_talked_to_and_taken_back(folder: Path, search: 
         folder, "export", MODEL, "--config", "int8-g64", "--profile", "few.toml", "-o", "eight", "--json"
     )
     eight = json.loads(exported.stdout)["bundle"]["digest"]
-    first = run(folder, "deploy", "--device", "here.toml", "--bundle", "eight", "--json")
+    first = run(folder, "deploy", "--restarts=1", "--device", "here.toml", "--bundle", "eight", "--json")
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout)["deployed"]["active"]["bundle"] == eight
 
@@ -255,7 +255,7 @@ def test_what_passes_is_deployed_talked_to_and_taken_back(folder: Path, search: 
     assert shown.stdout.startswith(said["text"])
 
     selected = ["--study", search["study"], "--mode", "strict"]
-    second = run(folder, "deploy", "--device", "here.toml", *selected, "--json")
+    second = run(folder, "deploy", "--restarts=1", "--device", "here.toml", *selected, "--json")
     result = json.loads(second.stdout)
     kept = folder / "toggle-edge-bundles" / result["bundle"]["digest"][:16]
     assert (kept / "manifest.json").is_file()
@@ -275,9 +275,31 @@ def test_a_budget_that_cannot_be_kept_is_a_fail(folder: Path, search: dict[str, 
         run(folder, "export", search["study"], "--mode", "strict", "-o", "by-mode")
     tight = (folder / "here.toml").read_text() + "[budget]\nmemory_bytes = 1000\nenergy_mj_per_token = 1.0\n"
     (folder / "tight.toml").write_text(tight.replace('"here"', '"tight"'))
-    done = run(folder, "deploy", "--device", "tight.toml", "--bundle", "by-mode", "--mode", "relaxed")
+    done = run(
+        folder,
+        "deploy",
+        "--restarts",
+        "1",
+        "--device",
+        "tight.toml",
+        "--bundle",
+        "by-mode",
+        "--mode",
+        "relaxed",
+    )
     assert (done.returncode, "nothing was switched" in done.stdout) == (1, True), done.stderr
-    done = run(folder, "validate", "--device", "tight.toml", "--bundle", "by-mode", "--mode", "relaxed")
+    done = run(
+        folder,
+        "validate",
+        "--restarts",
+        "1",
+        "--device",
+        "tight.toml",
+        "--bundle",
+        "by-mode",
+        "--mode",
+        "relaxed",
+    )
     assert done.returncode == 1, done.stderr
     assert "over the device's budget: memory_bytes is" in " ".join(done.stdout.split())
     assert "OVER" in done.stdout

@@ -84,7 +84,7 @@ def test_the_longest_prompt_decides_the_share_of_arithmetic() -> None:
         ({}, manifest("onnx-cuda"), "the GPU's own limits"),
         ({"latency": []}, manifest(), "no timed generations"),
         ({}, dataclasses.replace(manifest(), files={}), "layer by layer"),
-        ({"capacity": CapacitySample([], [], 1)}, manifest(), "no round"),
+        ({"capacity": CapacitySample([], [], 1)}, manifest(), "nothing to measure it with"),
         ({}, manifest(**{UP: "int4-odd"}), "int4-odd"),
     ],
 )

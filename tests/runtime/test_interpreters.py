@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,17 @@ from typing import Any
 import pytest
 from interpreters import VERSIONS, interpreter
 from rfc8032 import VECTORS
-from scripted_workers import HONEST, PLAN, archive_with, make_bundle, new_run_id, prepared
+from scripted_workers import (
+    HONEST,
+    PLAN,
+    archive_with,
+    make_bundle,
+    make_wheel,
+    new_run_id,
+    prepared,
+)
+from toggle_runtime import PROTOCOL_VERSION
+from toggle_runtime.blobs import blob_of
 from toggle_runtime.records import (
     Blob,
     EnergySample,
@@ -197,3 +208,47 @@ def test_signatures_and_records_are_read_as_the_host_reads_them(python: str, tmp
     assert (found["valid"], found["altered"]) == ([True] * 5, [False] * 5)
     assert (found["manifest"], found["record"]) == (given["manifest"], given["record"])
     assert found["signed"] == hashlib.sha256(signed_bytes(manifest)).hexdigest()
+
+
+PEAK = """
+import os, sys
+pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", sys.argv[1], "serve"], os.environ)
+print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)
+"""
+
+
+def test_the_control_plane_stays_small(
+    bench: Bench, set_worker: Callable[[str], None], tmp_path: Path
+) -> None:
+    """The most that was ever resident of the agent, while it looks, verifies 50 MB, unpacks wheels, watches a run."""
+    set_worker(HONEST)
+    archive = agent_client.install(bench.transport, bench.device)
+
+    def peak_kib(command: str, **fields: Any) -> int:
+        question = {**fields, "protocol": PROTOCOL_VERSION, "command": command, "root": bench.device.root}
+        # Started by a small process of its own: a process counts what was resident where it was forked.
+        done = subprocess.run(
+            [bench.device.python, "-I", "-S", "-c", PEAK, archive],
+            input=json.dumps(question).encode() + b"\n",
+            capture_output=True,
+        )
+        assert json.loads(done.stdout.splitlines()[-1])["event"] == "result", done
+        return int(done.stderr.split()[-1])
+
+    blob = tmp_path / "blob"
+    blob.write_bytes(random.Random(0).randbytes(1 << 20) * 50)
+    digest = blob_of(blob).sha256
+    incoming = Path(bench.device.root, "incoming")
+    incoming.mkdir(exist_ok=True)
+    blob.rename(incoming / f"{digest}.part")
+    wheel = make_wheel(tmp_path, "large-1-py3-none-any.whl", **{"engine/library.so": bytes(50 << 20)})
+    ship(bench.transport, bench.device, {wheel.sha256: (wheel.path, wheel.size)})
+    wheels = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name}]
+    fields = {**bench.fields, "run_id": new_run_id(), "plan": dataclasses.asdict(SHORT)}
+    peaks = {
+        "facts": peak_kib("facts"),
+        "commit": peak_kib("commit", blobs=[{"sha256": digest, "size": 50 << 20}]),
+        "environment": peak_kib("environment", id="ab" * 32, wheels=wheels),
+        "run": peak_kib("run", **fields),
+    }
+    assert max(peaks.values()) <= 25_000_000 // 1024, peaks

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli.device import DeviceOption
-from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, Store, run
+from toggle_edge.cli.output import (
+    RUNS,
+    AllowUnsigned,
+    AsJson,
+    ModeOption,
+    Restarts,
+    RunsFolder,
+    Store,
+    run,
+)
 from toggle_edge.cli.search import DEFAULT_STORE
 
 
@@ -33,13 +42,16 @@ def deploy(
     ] = Path("toggle-edge-bundles"),
     allow_unsigned: AllowUnsigned = False,
     output: RunsFolder = RUNS,
+    restarts: Restarts = None,
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle, validate it on the device, and switch it in if it passes; else nothing is switched."""
     from toggle_edge.pipeline.deploying import DeployOptions, run_deploy
     from toggle_edge.report.deployment import deploy_json, print_deploy
 
-    options = DeployOptions(device, bundle, mode, study, store, bundles, allow_unsigned, output)
+    options = DeployOptions(
+        device, bundle, mode, study, store, bundles, allow_unsigned, output, restarts=restarts
+    )
     run(
         lambda report: run_deploy(options, report),
         as_json,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from toggle_edge.cli import alone, keys, registry
-from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, RunsFolder, run
+from toggle_edge.cli.output import RUNS, AllowUnsigned, AsJson, ModeOption, Restarts, RunsFolder, run
 from toggle_edge.cli.registry import DeviceArgument
 
 DeviceOption = Annotated[str, typer.Option("--device", help="A name in devices/, or a device file.")]
@@ -46,6 +46,7 @@ def validate(
         float, typer.Option("--energy-seconds", min=1.0, max=3600.0, help="Length of the energy window.")
     ] = 10.0,
     output: RunsFolder = RUNS,
+    restarts: Restarts = None,
     sustained: Annotated[
         float | None,
         typer.Option("--sustained", help="Generate for so many seconds more, to see whether it slows down."),
@@ -56,9 +57,16 @@ def validate(
     from toggle_edge.pipeline.validation import ValidateOptions, measuring, run_validate
     from toggle_edge.report.validation import print_validation, validation_json
 
-    plan = measuring(energy_seconds=energy_seconds, pin_clocks=pin_clocks)
     options = ValidateOptions(
-        device, bundle, mode, allow_unsigned, output, plan, strict_conditions, sustained
+        device,
+        bundle,
+        mode,
+        allow_unsigned,
+        output,
+        measuring(energy_seconds=energy_seconds, pin_clocks=pin_clocks),
+        strict_conditions=strict_conditions,
+        restarts=restarts,
+        sustained_s=sustained,
     )
     run(
         lambda report: run_validate(options, report),

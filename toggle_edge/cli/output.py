@@ -58,6 +58,12 @@ AllowUnsigned = Annotated[
 ]
 RunsFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs' records and traces.")]
 RUNS = Path("toggle-edge-runs")
+Restarts = Annotated[
+    int | None,
+    typer.Option(
+        "--restarts", help="Processes to time. Default: 10; with fewer than 8 times have no interval."
+    ),
+]
 
 
 def run(

@@ -27,6 +27,7 @@ PINS = {
     "3.11": ("onnxruntime==1.31.1", "numpy==2.4.6"),
     "3.12": ("onnxruntime==1.31.1", "numpy==2.4.6"),
     "3.13": ("onnxruntime==1.31.1", "numpy==2.4.6"),
+    "3.14": ("onnxruntime==1.31.1", "numpy==2.5.5"),
 }
 """The newest wheels that exist for each Python, together. They need nothing else to run a graph."""
 

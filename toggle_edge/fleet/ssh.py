@@ -7,6 +7,7 @@ streamed to a small program there, which says how far it has written: SFTP asks 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,30 +34,45 @@ from toggle_edge.fleet.transport import (
 CHUNK_BYTES = 4 << 20
 """What may be under way to the device at most, not yet written there: what a lost link can cost to send again."""
 
-_STREAMED_BYTES = 1 << 20  # below this, to start an interpreter there costs more than it saves
+_STREAMED_BYTES = 1 << 18  # smaller files do not gain
 _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the throughput
 _POLL_S = 0.2
-_LONGEST_S = 600.0  # from the last byte sent to the last one written
 
-# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor.
+# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor; and
+# to the disk as data arrives, since the commit that follows would wait for all of it.
 _RECEIVER = """\
-import os, sys, time
-at = int(sys.argv[2])
+import json, os, sys, threading, time
+def heading():
+    text = b""
+    while text[-1:] != b"\\n":
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit()
+        text += byte
+    return json.loads(text.decode("utf-8"))
 try:
-    target = os.open(sys.argv[1], os.O_WRONLY | (0 if at else os.O_CREAT | os.O_TRUNC), 0o644)
-    os.lseek(target, at, 0)
-    print(at, flush=True)
-    told, spoke, data = at, time.monotonic(), b"-"
-    while data:
-        data = os.read(0, 1 << 20)
-        rest = data
-        while rest:
-            written = os.write(target, rest)
-            at, rest = at + written, rest[written:]
-        if at - told >= 1 << 20 or time.monotonic() - spoke > 1 or not data:
-            told, spoke = at, time.monotonic()
-            print(at, flush=True)
-    os.close(target)
+    while True:
+        path, at, end = heading()
+        target = os.open(path, os.O_WRONLY | (0 if at else os.O_CREAT | os.O_TRUNC), 0o644)
+        os.lseek(target, at, 0)
+        print(at, flush=True)
+        told, spoke, synced, syncing = at, time.monotonic(), at, None
+        while at < end:
+            rest = os.read(0, min(1 << 20, end - at))
+            if not rest:
+                sys.exit("the file ended early")
+            while rest:
+                written = os.write(target, rest)
+                at, rest = at + written, rest[written:]
+            if at - told >= 1 << 20 or time.monotonic() - spoke > 1 or at == end:
+                told, spoke = at, time.monotonic()
+                print(at, flush=True)
+            if at - synced >= 1 << 25 and not (syncing and syncing.is_alive()):
+                synced, syncing = at, threading.Thread(target=os.fdatasync, args=(target,))
+                syncing.start()
+        if syncing:
+            syncing.join()
+        os.close(target)
 except OSError as exc:
     sys.exit(exc.strerror)
 """
@@ -84,6 +100,7 @@ class SshTransport:
         self._where = where
         self._silence_s = silence_s
         self._sftp_client: paramiko.SFTPClient | None = None
+        self._receiver: paramiko.Channel | None = None
 
     def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
         deadline = time.monotonic() + timeout_s
@@ -164,12 +181,6 @@ class SshTransport:
             raise EOFError("no SFTP channel")
         return self._sftp_client
 
-    def _line(self, command: Sequence[str]) -> str:
-        try:
-            return joined(command)
-        except ValueError as exc:
-            raise TransportError(f"{self._where}: {exc}") from exc
-
     def _collect(
         self, channel: paramiko.Channel, lines: LineSplitter, deadline: float, timeout_s: float
     ) -> Completed:
@@ -193,10 +204,10 @@ class SshTransport:
         return Completed(status, stderr.decode("utf-8", "replace"))
 
     def _stream(self, source: BinaryIO, remote: str, offset: int, on_bytes: OnBytes) -> None:
-        program = f"exec({json.dumps(_RECEIVER)})"
-        line = self._line([self._python, "-I", "-S", "-c", program, remote, str(offset)])
-        channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
-        written = -1  # until it is ready: what a link loses before it reads would have to be sent again
+        end = source.seek(0, os.SEEK_END)
+        source.seek(offset)
+        channel = self._receiving()
+        sent, written = offset, -1  # until it is ready: what a link loses before would have to be sent again
 
         def take(line: bytes) -> None:
             nonlocal written
@@ -205,31 +216,51 @@ class SshTransport:
                 written = int(text)
                 on_bytes(written)
 
+        def hear() -> None:
+            answer = channel.recv(1 << 12)
+            lines.feed(answer)
+            if not answer:
+                self._refuse(channel, remote, max(0, written))
+
+        def send(data: bytes) -> None:
+            with suppress(OSError):  # it ended, and its last words, which are heard next, say why
+                channel.sendall(data)
+
+        lines = LineSplitter(take)
+        send((json.dumps([remote, offset, end]) + "\n").encode())
+        while written < 0:
+            hear()
+        while chunk := source.read(min(_WRITE_BYTES, end - sent)):
+            while channel.recv_ready() or sent + len(chunk) - written > CHUNK_BYTES:
+                hear()
+            send(chunk)
+            sent += len(chunk)
+        while written < end:
+            hear()
+
+    def _line(self, command: Sequence[str]) -> str:
         try:
-            channel.exec_command(line)
-            sent, lines = offset, LineSplitter(take)
-            going = True
-            while going and (chunk := source.read(_WRITE_BYTES)):
-                while going and (
-                    written < 0 or channel.recv_ready() or sent + len(chunk) - written > CHUNK_BYTES
-                ):
-                    answer = channel.recv(1 << 12)
-                    lines.feed(answer)
-                    going = answer != b""
-                with suppress(OSError):  # it ended, and its last words say why
-                    channel.sendall(chunk)
-                    sent += len(chunk)
-            with suppress(OSError):
-                channel.shutdown_write()
-            ended = self._collect(channel, lines, time.monotonic() + _LONGEST_S, _LONGEST_S)
-        finally:
-            channel.close()
-        if ended.status != 0 or written != sent or source.read(1):
-            words = ended.stderr.strip()[-200:] or f"status {ended.status}"
-            raise TransportError(
-                f"{self._where}: the device answered {words!r} while {remote} was being written (bytes there: "
-                f"{max(0, written)}); is its disk full, and is {self._python!r} a Python 3.8 or later?"
-            )
+            return joined(command)
+        except ValueError as exc:
+            raise TransportError(f"{self._where}: {exc}") from exc
+
+    def _receiving(self) -> paramiko.Channel:
+        """The channel to a program on the device that writes what it is sent: one for all files."""
+        if self._receiver is None:
+            self._receiver = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
+            program = f"exec({json.dumps(_RECEIVER)})"
+            self._receiver.exec_command(self._line([self._python, "-I", "-S", "-c", program]))
+        return self._receiver
+
+    def _refuse(self, channel: paramiko.Channel, remote: str, written: int) -> None:
+        self._receiver = None
+        ended = self._collect(channel, LineSplitter(lambda line: None), time.monotonic() + 10.0, 10.0)
+        channel.close()
+        words = ended.stderr.strip()[-200:] or f"status {ended.status}"
+        raise TransportError(
+            f"{self._where}: the device answered {words!r} while {remote} was being written (bytes there: {written}); "
+            f"is its disk full, and is {self._python!r} a Python 3.8 or later?"
+        )
 
     @contextmanager
     def _watched(self, doing: str) -> Iterator[None]:

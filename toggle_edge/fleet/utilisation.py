@@ -80,7 +80,7 @@ def multiplied_weights(manifest: Manifest) -> float:
 
 def _weights(manifest: Manifest) -> dict[str, int]:
     return {
-        path[len(WEIGHTS) :].removesuffix(".bin"): blob.size
+        path[len(WEIGHTS) :].removesuffix(".bin").removesuffix(".ptd"): blob.size
         for path, blob in manifest.files.items()
         if path.startswith(WEIGHTS)
     }
@@ -123,7 +123,9 @@ def _limits(record: RunRecord, manifest: Manifest | None) -> dict[str, Measureme
             rounds = sample.copied_per_s if name == "copy_bytes_per_s" else sample.int8_per_s
             method = f"best of {len(rounds)} rounds, {sample.threads} threads; {what}"
             if not rounds or not max(rounds) > 0.0:
-                found[name] = unavailable(unit, method, "no round was measured")
+                found[name] = unavailable(
+                    unit, method, "the worker environment has nothing to measure it with"
+                )
             else:
                 found[name] = Measurement(max(rounds), unit, method, len(rounds))
     return found

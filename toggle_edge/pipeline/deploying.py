@@ -37,6 +37,7 @@ class DeployOptions:
     allow_unsigned: bool = False
     output: Path = Path("toggle-edge-runs")
     plan: Plan = PLAN
+    restarts: int | None = None
 
 
 def run_deploy(options: DeployOptions, report: Reporter) -> DeployResult:
@@ -51,7 +52,13 @@ def run_deploy(options: DeployOptions, report: Reporter) -> DeployResult:
     folder = options.bundle or _exported(options, report)
     validation = run_validate(
         ValidateOptions(
-            options.device, folder, options.mode, options.allow_unsigned, options.output, options.plan
+            options.device,
+            folder,
+            options.mode,
+            options.allow_unsigned,
+            options.output,
+            options.plan,
+            restarts=options.restarts,
         ),
         report,
     )

@@ -52,6 +52,7 @@ class ValidateOptions:
     plan: Plan = PLAN
     strict_conditions: bool = False
     sustained_s: float | None = None
+    restarts: int | None = None
 
 
 def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult:
@@ -66,6 +67,8 @@ def run_validate(options: ValidateOptions, report: Reporter) -> ValidationResult
     mode = known_mode(options.mode or bundle.manifest.default_mode, bundle.manifest.specification)
     probes = probes_of(bundle)
     plan = dataclasses.replace(options.plan, threads=device.threads, meter=device.meter)
+    if options.restarts is not None:
+        plan = changed(plan, restarts=options.restarts, colds=min(options.restarts, plan.colds))
     if options.sustained_s is not None:
         plan = with_sustained(plan, options.sustained_s)
     steps, started = processes_of(plan), 0
@@ -126,10 +129,13 @@ def with_sustained(plan: Plan, seconds: float) -> Plan:
     """The plan with a sustained run of so many seconds after the latency pass. Raises InputError for a bad number."""
     passes = [each for each in plan.passes if each != "sustained"]
     place = passes.index("latency") + 1 if "latency" in passes else len(passes)
+    return changed(plan, passes=[*passes[:place], "sustained", *passes[place:]], sustained_s=seconds)
+
+
+def changed(plan: Plan, **fields: object) -> Plan:
+    """The plan with other values of some fields. Raises InputError for what a plan cannot have."""
     try:
-        return dataclasses.replace(
-            plan, passes=[*passes[:place], "sustained", *passes[place:]], sustained_s=seconds
-        )
+        return dataclasses.replace(plan, **fields)  # type: ignore[arg-type]
     except RecordError as exc:
         raise InputError(str(exc)) from exc
 
