@@ -81,10 +81,15 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
     ended = record.outcome not in (records.PASS, records.FAIL)
     why = "the run ended before that, for the reason below" if ended else "it was not asked for"
     decode = [statistics.median(each.token_ns) / 1e6 for each in timed if each.token_ns]
+    cold = [each.load_ns / 1e6 for each in record.cold or () if each.load_ns is not None]
     found = [
         ("decode", _spread(decode, "ms/token", why)),
         ("first token", _spread([each.first_token_ns / 1e6 for each in timed], "ms", why)),
         ("load", _spread([sample.load_ns / 1e6 for sample in record.latency], "ms", why)),
+        (
+            "cold load",
+            _spread(cold, "ms", next((each.reason for each in record.cold or () if each.reason), why)),
+        ),
     ]
     memory = record.memory
     if memory is None or memory.peak_bytes is None:
@@ -98,12 +103,8 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
         found.append(("energy", f"unavailable: {why if energy is None else energy.reason or why}"))
     else:
         each = energy.gross_mj / energy.tokens
-        found.append(
-            (
-                "energy",
-                f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope}){_doubts(energy.flags)}",
-            )
-        )
+        told = f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope}){_doubts(energy.flags)}"
+        found.append(("energy", told))
     return found
 
 
