@@ -111,6 +111,14 @@ def test_cold_loads_are_apart_from_warm_ones_and_may_be_missing() -> None:
     assert latencies(record())["load_cold_ms"].reason == "the run has no cold pass"
 
 
+def test_a_verdict_is_no_reason_for_what_was_not_asked_for() -> None:
+    violated = RunRecord(3, "run", "bundle", "FAIL", "mode optimal is violated", latency=restarts())
+    assert latencies(violated)["load_cold_ms"].reason == "the run has no cold pass"
+    assert latencies(violated)["decode_drift_ratio"].reason == "a sustained run was not asked for"
+    broken = RunRecord(3, "run", "bundle", "TIMEOUT", "pass cold: no result within 3 s")
+    assert latencies(broken)["load_cold_ms"].reason == "pass cold: no result within 3 s"
+
+
 def test_each_context_length_has_speeds_of_its_own() -> None:
     samples = [
         LatencySample(

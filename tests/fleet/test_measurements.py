@@ -9,11 +9,11 @@ from toggle_edge.fleet.measurements import measured
 
 
 def record(**fields: object) -> RunRecord:
-    return RunRecord(1, "run", "bundle", "PASS", **fields)  # type: ignore[arg-type]
+    return RunRecord(1, "run", "bundle", **{"outcome": "PASS", **fields})  # type: ignore[arg-type]
 
 
 def test_a_run_that_brought_nothing_has_a_reason_for_everything() -> None:
-    result = measured(record(reason="pass latency: killed"))
+    result = measured(record(outcome="ERROR", reason="pass latency: killed"))
     assert len(result) >= 14
     for name, measurement in result.items():
         assert (measurement.value, measurement.status) == (None, "unavailable"), name

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from toggle_runtime.records import Generation, LatencySample, Measurement, RunRecord, unavailable
+from toggle_runtime.records import FAIL, PASS, Generation, LatencySample, Measurement, RunRecord, unavailable
 
 from toggle_edge.statistics import (
     BOOTSTRAP_SEED,
@@ -51,13 +51,18 @@ def kept(sample: LatencySample) -> list[Generation]:
     return [generation for generation in sample.generations if not generation.warmup]
 
 
+def why_missing(record: RunRecord, otherwise: str) -> str:
+    """Why a run brought nothing of a pass: what broke it off; a verdict did not, so then `otherwise`."""
+    return otherwise if record.outcome in (PASS, FAIL) else record.reason or otherwise
+
+
 def _loads(record: RunRecord) -> dict[str, Measurement]:
-    missing = record.reason or "the run has no latency pass"
+    missing = why_missing(record, "the run has no latency pass")
     warm = _independent([s.load_ns / 1e6 for s in record.latency], f"{CLOCK}; {WARM}", missing)
     cold = [each.load_ns / 1e6 for each in record.cold or () if each.load_ns is not None]
     first = [each.first_token_ns / 1e6 for each in record.cold or () if each.first_token_ns is not None]
     reasons = [each.reason for each in record.cold or () if each.reason is not None]
-    missing = reasons[0] if reasons else record.reason or "the run has no cold pass"
+    missing = reasons[0] if reasons else why_missing(record, "the run has no cold pass")
     return {
         "load_ms": warm,
         "load_cold_ms": _independent(cold, f"{CLOCK}; {COLD}", missing),
@@ -68,7 +73,7 @@ def _loads(record: RunRecord) -> dict[str, Measurement]:
 def _timed(record: RunRecord) -> dict[str, Measurement]:
     restarts = [made for sample in record.latency if (made := kept(sample))]
     if not restarts:
-        missing = record.reason or "the run has no timed generations"
+        missing = why_missing(record, "the run has no timed generations")
         return {name: unavailable(unit, CLOCK, missing) for name, unit in _TIMED.items()}
     first = [[g.first_token_ns / 1e6 for g in made] for made in restarts]
     prefill = [[1e9 * g.prompt_tokens / g.first_token_ns for g in made] for made in restarts]
@@ -107,7 +112,7 @@ def _contexts(samples: Sequence[LatencySample]) -> dict[str, Measurement]:
 def _drift(record: RunRecord) -> dict[str, Measurement]:
     name, unit, sample = "decode_drift_ratio", "1", record.sustained
     if sample is None or not sample.generations:
-        return {name: unavailable(unit, CLOCK, record.reason or "a sustained run was not asked for")}
+        return {name: unavailable(unit, CLOCK, why_missing(record, "a sustained run was not asked for"))}
     ends = [
         start + each.first_token_ns + sum(each.token_ns)
         for start, each in zip(sample.starts_ns, sample.generations, strict=True)

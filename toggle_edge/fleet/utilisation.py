@@ -13,7 +13,7 @@ from toggle_runtime.records import Manifest, Measurement, RunRecord, unavailable
 
 from toggle_edge.config import Format
 from toggle_edge.errors import ToggleEdgeError
-from toggle_edge.fleet.latency import kept
+from toggle_edge.fleet.latency import kept, why_missing
 
 WEIGHTS = "artifact/weights/"
 _HEADS = ("lm_head", "embed_out", "output", "head")
@@ -98,7 +98,7 @@ def _multiplies(layer: str, manifest: Manifest) -> bool:
 def _sizes(record: RunRecord, manifest: Manifest) -> tuple[float, float] | str:
     made = [generation for sample in record.latency for generation in kept(sample)]
     if not made:
-        return record.reason or "the run has no timed generations"
+        return why_missing(record, "the run has no timed generations")
     if not _weights(manifest):
         return "the bundle does not hold its weights layer by layer"
     context = sum(each.prompt_tokens + len(each.token_ns) / 2 for each in made) / len(made)
@@ -116,7 +116,7 @@ def _limits(record: RunRecord, manifest: Manifest | None) -> dict[str, Measureme
         ("int8_operations_per_s", "1/s", "the engine's uint8 x int8 product, two operations a product"),
     ):
         if sample is None:
-            found[name] = unavailable(unit, what, record.reason or "the run has no capacity pass")
+            found[name] = unavailable(unit, what, why_missing(record, "the run has no capacity pass"))
         elif manifest is not None and manifest.target == _GPU:
             found[name] = unavailable(unit, what, "the GPU's own limits are not measured, only the CPU's")
         else:
