@@ -31,6 +31,8 @@ EXIT_CODES = {records.PASS: 0, records.FAIL: 1}
 """Every other outcome exits 3: it could not be done or measured."""
 
 _BAD_INPUT = ("request", "trust")
+_ALWAYS = ("parity", "verify")
+_MEASURING = tuple(name for name in PASS_NAMES if name not in (*_ALWAYS, *ONLY_IF_ASKED))
 
 
 class Console:
@@ -85,8 +87,13 @@ def _validate(options: argparse.Namespace) -> Dict[str, Any]:
         )
     if options.output is not None and options.output.exists():
         raise RecordError(f"--output: expected a new file, {options.output} exists; choose another name")
-    left_out = {*options.without, *ONLY_IF_ASKED}
-    plan = Plan([name for name in PASS_NAMES if name not in left_out], threads=options.threads)
+    if not manifest.target.startswith("onnx"):
+        raise RecordError(
+            f"{folder}: the agent alone runs bundles for onnxruntime, this one is for {manifest.target}; validate it "
+            "from a host"
+        )
+    passes = [*_ALWAYS, *(name for name in _MEASURING if name not in options.without)]
+    plan = Plan(passes, threads=options.threads)
     require_layout(root)
     if options.key is not None:
         for key, name in trust.read_key(options.key).items():
@@ -225,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         "--without",
         action="append",
         default=[],
-        choices=[name for name in PASS_NAMES if name not in ("parity", "verify")],
+        choices=_MEASURING,
         help="Do not measure this; repeatable.",
     )
     add(

@@ -6,6 +6,7 @@ import statistics
 from typing import IO, Any, Dict, List, Optional, Tuple
 
 from toggle_runtime import records
+from toggle_runtime.conditions import disturbances
 from toggle_runtime.records import Manifest, RunRecord
 
 _WIDTH = 13
@@ -54,6 +55,8 @@ def print_result(result: Dict[str, Any], out: IO[str]) -> None:
     unread = [key for key, text in told.items() if text.startswith(records.UNAVAILABLE)]
     if unread:
         _entry(out, "", f"unavailable: {', '.join(unread)} (why: --json)")
+    for disturbance in disturbances(record.passes):
+        _entry(out, "disturbed", disturbance)
     if record.parity is not None:
         within = record.parity.max_abs_logit_difference
         _entry(out, "parity", f"logits within {within:.1e} of the searched weights")
@@ -78,23 +81,35 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
     ended = record.outcome not in (records.PASS, records.FAIL)
     why = "the run ended before that, for the reason below" if ended else "it was not asked for"
     decode = [statistics.median(each.token_ns) / 1e6 for each in timed if each.token_ns]
+    cold = [each.load_ns / 1e6 for each in record.cold or () if each.load_ns is not None]
     found = [
         ("decode", _spread(decode, "ms/token", why)),
         ("first token", _spread([each.first_token_ns / 1e6 for each in timed], "ms", why)),
         ("load", _spread([sample.load_ns / 1e6 for sample in record.latency], "ms", why)),
+        (
+            "cold load",
+            _spread(cold, "ms", next((each.reason for each in record.cold or () if each.reason), why)),
+        ),
     ]
     memory = record.memory
     if memory is None or memory.peak_bytes is None:
         found.append(("peak memory", f"unavailable: {why if memory is None else memory.reason or why}"))
     else:
-        found.append(("peak memory", f"{memory.peak_bytes / 1e6:.1f} MB  n=1 ({memory.method})"))
+        found.append(
+            ("peak memory", f"{memory.peak_bytes / 1e6:.1f} MB  n=1 ({memory.method}){_doubts(memory.flags)}")
+        )
     energy = record.energy
     if energy is None or energy.gross_mj is None or energy.tokens < 1:
         found.append(("energy", f"unavailable: {why if energy is None else energy.reason or why}"))
     else:
         each = energy.gross_mj / energy.tokens
-        found.append(("energy", f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope})"))
+        told = f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope}){_doubts(energy.flags)}"
+        found.append(("energy", told))
     return found
+
+
+def _doubts(flags: List[str]) -> str:
+    return f"  {records.DEGRADED}: {'; '.join(flags)}" if flags else ""
 
 
 def _spread(values: List[float], unit: str, why: str) -> str:

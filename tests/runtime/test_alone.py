@@ -23,7 +23,7 @@ from toggle_edge.pipeline.carrying import write_agent
 from toggle_edge.signing import signing_key
 
 SLEEPER = "import time\ndef main():\n time.sleep(60)"
-BRIEF = ("--without", "latency", "--without", "energy")
+BRIEF = [word for name in ("capacity", "cold", "latency", "energy") for word in ("--without", name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def field(request: pytest.FixtureRequest, tmp_path: Path) -> Field:
 
 def test_a_run_is_told_kept_and_packed(field: Field) -> None:
     wheels(field.folder / "bundle" / "wheels")
-    done = field.validate("--key", "host.pub", "-o", "run.zip")
+    done = field.validate("--key", "host.pub", "-o", "run.zip", *BRIEF[:4])
     assert done.returncode == 0, done.stderr
     for line in (
         f"             signed by {signing_key().name}",
