@@ -21,7 +21,7 @@ from toggle_edge.fleet.userlands import RELEASES, board, userland
 from toggle_edge.model.load import load_model
 
 pytestmark = [
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(why_not_foreign() is not None, reason=f"no emulated boards here: {why_not_foreign()}"),
 ]
 
