@@ -103,10 +103,10 @@ class FaultyDevice:
         shutil.rmtree(self.disk / name, ignore_errors=True)
         self._copy(self.root, self.disk / name)
 
-    def lay_out(self, name: str | None) -> None:
-        """Put on the device what was kept as `name`; None: an empty device."""
+    def lay_out(self, name: str) -> None:
+        """Put on the device what was kept as `name`; nothing, where nothing was."""
         shutil.rmtree(self.root, ignore_errors=True)
-        if name is not None:
+        if (self.disk / name).is_dir():
             self._copy(self.disk / name, self.root)
 
     def used_bytes(self) -> int:

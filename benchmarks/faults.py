@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -56,14 +56,16 @@ PASSED = "PASS"
 PATIENCE_S = 300.0
 LOOK_S = 0.01
 
-SITUATIONS = (
-    ("deploy", "old"),
-    ("deploy", "old"),
-    ("validate", "old"),
-    ("rollback", "both"),
-    ("deploy", "empty"),
-)
-"""What is asked, and what the device has before: one bundle, two, or nothing. Drawn with equal chances."""
+SITUATIONS = {
+    "deploy on old": ("deploy", "old"),
+    "validate on old": ("validate", "old"),
+    "rollback on both": ("rollback", "both"),
+    "deploy on empty": ("deploy", "empty"),
+}
+"""What is asked, and what the device has before: one bundle, two, or nothing."""
+
+CHANCES = ("deploy on old", *SITUATIONS)
+"""One of these is drawn for every run."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def export(work: Path, config: str) -> Bundle:
     return read_bundle(work / config)
 
 
-def undisturbed(bench: Bench, command: str, before: str | None) -> Reference:
+def undisturbed(bench: Bench, command: str, before: str) -> Reference:
     """The command without a fault, and what it left. Raises RuntimeError where that fails already."""
     device = bench.device
     device.lay_out(before)
@@ -147,10 +149,10 @@ def hurt(bench: Bench, scene: Scene, command: str, fault: Fault) -> tuple[list[H
 
 
 def after_the_fault(
-    bench: Bench, command: str, before: str | None, fault: Fault, hosts: list[Host]
+    bench: Bench, command: str, before: str, fault: Fault, hosts: list[Host]
 ) -> Iterator[str]:
     """What must hold before anybody tries again."""
-    digests = {"old": {bench.old.digest}, "both": {bench.new.digest, bench.old.digest}, None: {None}}
+    digests = {"old": {bench.old.digest}, "both": {bench.new.digest, bench.old.digest}, "empty": {None}}
     allowed: set[str | None] = set(digests[before])
     if command == "deploy":
         allowed.add(bench.new.digest)
@@ -210,13 +212,13 @@ def _differences(scene: Scene, before: Records, after: Records) -> Iterator[str]
 
 
 def one(
-    bench: Bench, references: Mapping[tuple[str, str | None], Reference], seed: int, index: int, kind: str
+    bench: Bench, references: Mapping[tuple[str, str], Reference], seed: int, index: int, kind: str
 ) -> dict[str, Any]:
     """One fault of that kind, the retry, and what was found, as a line of the report."""
     rng = np.random.default_rng([seed, index])
-    possible = [each for each in SITUATIONS if each[0] != "rollback" or kind not in NOT_FOR_ROLLBACK]
-    command, found_there = possible[int(rng.integers(len(possible)))]
-    before = None if found_there == "empty" else found_there
+    possible = [each for each in map(SITUATIONS.__getitem__, CHANCES) if each in references]
+    possible = [each for each in possible if each[0] != "rollback" or kind not in NOT_FOR_ROLLBACK]
+    command, before = possible[int(rng.integers(len(possible)))]
     bench.device.set_clock(0.0)
     bench.device.lay_out(before)
     scene = Scene(bench.device, bench.new, references[command, before], rng, _fresh(bench.work / "home"))
@@ -231,7 +233,7 @@ def one(
         "index": index,
         "kind": kind,
         "command": command,
-        "before": found_there,
+        "before": before,
         "what": fault.what,
         "injected": struck,
         "ended": [f"{host.outcome}: {host.words}"[:400] for host in hosts],
@@ -246,16 +248,17 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def prepared(bench: Bench) -> dict[tuple[str, str | None], Reference]:
+def prepared(bench: Bench, situations: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Reference]:
     """Devices as runs begin with them, and the undisturbed commands."""
     swapped = Bench(bench.work, bench.device, bench.made, bench.new, bench.old)
-    undisturbed(swapped, "deploy", None)
+    undisturbed(swapped, "deploy", "empty")
     bench.device.keep("old")
-    found = {("deploy", "old"): undisturbed(bench, "deploy", "old")}
-    bench.device.keep("both")
-    found["validate", "old"] = undisturbed(bench, "validate", "old")
-    found["deploy", None] = undisturbed(bench, "deploy", None)
-    found["rollback", "both"] = undisturbed(bench, "rollback", "both")
+    found = {}
+    # What this leaves is where `rollback` begins.
+    for command, before in dict.fromkeys([("deploy", "old"), *situations]):
+        found[command, before] = undisturbed(bench, command, before)
+        if (command, before) == ("deploy", "old"):
+            bench.device.keep("both")
     return found
 
 
@@ -266,6 +269,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=24, help="faults to inject (default 24)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; repeatable")
+    parser.add_argument("--situation", choices=SITUATIONS, help="only this one")
     parser.add_argument("--only", type=int, help="only the run with this index")
     parser.add_argument(
         "--out", type=Path, help="a line of JSON for every run; those in it are not done again"
@@ -282,7 +286,8 @@ def main() -> int:
             kinds = options.kind or [kind for kind in KINDS if device.has_disk or kind not in NEED_A_DISK]
             bar = progress.add_task("undisturbed", total=options.runs)
             bench = Bench(work, device, context(), old, new)
-            references = prepared(bench)
+            chosen = [options.situation] if options.situation else list(SITUATIONS)
+            references = prepared(bench, [SITUATIONS[each] for each in chosen])
             for index in itertools.count() if options.only is None else [options.only]:
                 injected = sum(line["injected"] for line in done.values())
                 progress.update(bar, completed=injected, description=f"run {index}")

@@ -82,8 +82,8 @@ class Decoder:
 
 def decode(folder: Path) -> None:
     """Serve blocks: seconds that a token took, all tokens after each first together."""
+    from bare_loop import prompt_of, shape_of
     from toggle_runtime.backends import onnx
-    from worker_overhead import prompt_of, shape_of
 
     shape = shape_of(folder)
     model = onnx.open_model(folder, shape, onnx.GRAPH, 1)

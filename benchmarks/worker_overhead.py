@@ -16,64 +16,25 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
+from bare_loop import GENERATIONS, PROMPT, TOKENS, bare, prompt_of, shape_of
 from regression import FORMAT, artifact
 from toggle_runtime.backends import onnx
 from toggle_runtime.records import (
     MANIFEST_VERSION,
     LatencySample,
     Manifest,
-    ModelShape,
     ModeSpecification,
     from_data,
-    from_json,
 )
 
 from toggle_edge.fleet.agent_client import agent_archive
 from toggle_edge.statistics import compare_pairs
 
 MOST_SHARE, MOST_US = 0.03, 20.0
-PROMPT, TOKENS, GENERATIONS = 16, 65, 3
-
-
-def prompt_of(shape: ModelShape) -> list[int]:
-    return np.random.default_rng(0).integers(3, shape.vocabulary, size=PROMPT).tolist()
-
-
-def bare(session: Any, shape: ModelShape, prompt: list[int]) -> tuple[list[int], list[int]]:
-    """Tokens, and nanoseconds of each after the first, of the least that decodes with onnxruntime's own binding."""
-    binding, room = session.io_binding(), len(prompt) + TOKENS
-    caches = []
-    for block in shape.blocks:
-        for part in ("key", "value"):
-            zeros = np.zeros((1, len(block.kv_groups), room, shape.head_size), np.float32)
-            caches.append(onnxruntime.OrtValue.ortvalue_from_numpy(zeros))
-            binding.bind_ortvalue_input(f"past_key_values.{block.block}.{part}", caches[-1])
-            binding.bind_ortvalue_output(f"present.{block.block}.{part}", caches[-1])
-    mask, ids = np.ones((1, room), np.int64), np.array([prompt], np.int64)
-    first = np.empty((1, len(prompt), shape.vocabulary), np.float32)
-    binding.bind_cpu_input("input_ids", ids)
-    binding.bind_cpu_input("attention_mask", mask[:, : len(prompt)])
-    binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(first))
-    session.run_with_iobinding(binding)
-    token, logits = np.zeros((1, 1), np.int64), np.empty((1, 1, shape.vocabulary), np.float32)
-    binding.bind_cpu_input("input_ids", token)
-    binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
-    chosen = [int(first[0, -1].argmax())]
-    stamps = [time.perf_counter_ns()]
-    for step in range(TOKENS - 1):
-        token[0, 0] = chosen[-1]
-        binding.bind_cpu_input("attention_mask", mask[:, : len(prompt) + step + 1])
-        session.run_with_iobinding(binding)
-        chosen.append(int(logits.argmax()))
-        stamps.append(time.perf_counter_ns())
-    return chosen, np.diff(stamps).tolist()
 
 
 def one_process(folder: Path, pairs: int) -> tuple[list[float], list[float]]:
@@ -95,20 +56,9 @@ def one_process(folder: Path, pairs: int) -> tuple[list[float], list[float]]:
 
 def bare_process(folder: Path) -> float:
     """The median of a process that does nothing else, after one generation as a warm-up."""
-    command = [sys.executable, __file__, "bare", "--folder", str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
-
-
-def run_bare(folder: Path) -> None:
-    shape = shape_of(folder)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    made = [bare(session, shape, prompt_of(shape))[1] for _ in range(1 + GENERATIONS)]
-    print(float(np.median(made[1:])))
 
 
 def worker_process(folder: Path, work: Path) -> float:
@@ -162,10 +112,6 @@ def processes(folder: Path, pairs: int) -> tuple[list[float], list[float]]:
     return before, after
 
 
-def shape_of(folder: Path) -> ModelShape:
-    return from_json(ModelShape, (folder / "shape.json").read_text(encoding="utf-8"))
-
-
 def show(name: str, before: list[float], after: list[float]) -> bool:
     """Print a row; return whether the worker adds no more than it may, by the estimate."""
     found = compare_pairs(before, after)
@@ -184,14 +130,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", nargs="?", choices=("compare", "bare"), default="compare")
     parser.add_argument("--folder", type=Path, help="an artifact with shape.json beside it")
     parser.add_argument("--pairs", type=int, default=100, help="of generations in one process")
     parser.add_argument("--processes", type=int, default=40, help="pairs of processes")
     arguments = parser.parse_args()
-    if arguments.action == "bare":
-        run_bare(arguments.folder)
-        return 0
     for folder in artifact(arguments.folder):
         print(f"{FORMAT}, medians of tokens; the worker's over the bare loop's, interval 95 %\n")
         print("| | pairs | bare, us a token | added, % | added, us a token |\n|---|---|---|---|---|")

@@ -7,7 +7,7 @@ because it could not be looked at.
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from toggle_runtime.emulation import emulated
 from toggle_runtime.records import PassConditions
@@ -19,6 +19,10 @@ MOST_OTHERS = 0.10
 
 LEAST_S = 0.5
 """The kernel counts CPU time in hundredths of a second: below this their share is too coarse."""
+
+LATENCY = "latency"
+TIMED = ("capacity", "cold", LATENCY, "sustained", "energy")
+"""Passes whose numbers another process or a slow clock would change; verdicts and memory stay what they are."""
 
 _CPU = "sys/devices/system/cpu"
 
@@ -80,6 +84,26 @@ def pass_conditions(name: str, before: Snapshot, after: Snapshot) -> PassConditi
         throttled=_throttled(before.signs, after.signs),
         unknown=unknown,
     )
+
+
+def disturbances(passes: Sequence[PassConditions], *, strict: bool = False) -> List[str]:
+    """Why times or energy are not those of a device of its own at its full speed, empty where nothing was seen.
+
+    `strict`: that other processes could not be looked at during the latency pass counts too. Other passes may be too
+    short for it, as an energy pass without a meter is.
+    """
+    found: List[str] = []
+    for each in passes:
+        if each.name not in TIMED:
+            continue
+        for what, why in (("contended", each.contended), ("throttled", each.throttled)):
+            if why is not None:
+                found.append(f"{each.name} was {what}: {why}")
+        if strict and each.name == LATENCY and each.others_share is None:
+            found.append(
+                f"{each.name}: {'; '.join(each.unknown) or 'other processes could not be looked at'}"
+            )
+    return found
 
 
 def _contended(before: Snapshot, after: Snapshot) -> Tuple[Optional[float], Optional[str]]:

@@ -6,6 +6,7 @@ import statistics
 from typing import IO, Any, Dict, List, Optional, Tuple
 
 from toggle_runtime import records
+from toggle_runtime.conditions import disturbances
 from toggle_runtime.records import Manifest, RunRecord
 
 _WIDTH = 13
@@ -54,6 +55,8 @@ def print_result(result: Dict[str, Any], out: IO[str]) -> None:
     unread = [key for key, text in told.items() if text.startswith(records.UNAVAILABLE)]
     if unread:
         _entry(out, "", f"unavailable: {', '.join(unread)} (why: --json)")
+    for disturbance in disturbances(record.passes):
+        _entry(out, "disturbed", disturbance)
     if record.parity is not None:
         within = record.parity.max_abs_logit_difference
         _entry(out, "parity", f"logits within {within:.1e} of the searched weights")
@@ -92,20 +95,21 @@ def figures(record: RunRecord) -> List[Tuple[str, str]]:
     if memory is None or memory.peak_bytes is None:
         found.append(("peak memory", f"unavailable: {why if memory is None else memory.reason or why}"))
     else:
-        found.append(("peak memory", f"{memory.peak_bytes / 1e6:.1f} MB  n=1 ({memory.method})"))
+        found.append(
+            ("peak memory", f"{memory.peak_bytes / 1e6:.1f} MB  n=1 ({memory.method}){_doubts(memory.flags)}")
+        )
     energy = record.energy
     if energy is None or energy.gross_mj is None or energy.tokens < 1:
         found.append(("energy", f"unavailable: {why if energy is None else energy.reason or why}"))
     else:
         each = energy.gross_mj / energy.tokens
-        found.append(("energy", f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope})"))
-    for each_pass in record.passes:
-        for doubt in (each_pass.contended, each_pass.throttled):
-            if doubt is not None:
-                found.append(("doubtful", f"{each_pass.name}: {doubt}"))
-    for flag in (*(memory.flags if memory else ()), *(energy.flags if energy else ())):
-        found.append(("doubtful", flag))
+        told = f"{each:.2f} mJ/token gross  n=1 ({energy.method}; {energy.scope}){_doubts(energy.flags)}"
+        found.append(("energy", told))
     return found
+
+
+def _doubts(flags: List[str]) -> str:
+    return f"  {records.DEGRADED}: {'; '.join(flags)}" if flags else ""
 
 
 def _spread(values: List[float], unit: str, why: str) -> str:

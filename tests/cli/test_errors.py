@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Call
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from toggle_runtime.plan import Plan
 from toggle_runtime.records import digest_of, to_json
 
 from toggle_edge.bundle import MANIFEST, read_bundle
@@ -29,6 +32,9 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path, write_key
 from toggle_edge.pipeline import checking
 from toggle_edge.pipeline.inputs import demo_folder
+from toggle_edge.pipeline.validation import ValidateOptions, run_validate
+from toggle_edge.report.progress import silent
+from toggle_edge.report.validation import print_validation
 from toggle_edge.signing import sign, signing_key
 
 DEMO = demo_folder()
@@ -333,21 +339,25 @@ class TestBundle:
         assert not (stored / blob.sha256).exists(), "the next deployment sends it again"
         assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
 
-    def test_other_processes_are_told_and_refused_by_the_strict(
-        self, call: Call, bundle: Path, local: Path
-    ) -> None:
-        cores = os.sched_getaffinity(0)
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in cores]
+    def test_other_processes_are_told_and_refused_by_the_strict(self, bundle: Path, local: Path) -> None:
+        short = Plan(
+            ["parity", "verify", "latency"], restarts=1, generations=1, warmups=0, tokens=4, contexts=[]
+        )
+        options = ValidateOptions(str(local), bundle, plan=short, strict_conditions=True)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
         try:
-            ended = call("validate", "--device", local, "--bundle", bundle, "--strict-conditions")
+            result = run_validate(options, silent)
         finally:
             for each in busy:
                 each.kill()
                 each.wait()
-        said = " ".join(ended.out.split())
-        assert ended.code == 3
-        assert "--strict-conditions: latency was contended: other processes took" in said
-        assert "disturbed latency was contended" in said
+        assert result.outcome == "ERROR"
+        assert (result.reason or "").startswith(
+            "--strict-conditions: latency was contended: other processes took"
+        )
+        page = io.StringIO()
+        print_validation(result, Console(file=page, width=100))
+        assert "disturbed latency was contended" in " ".join(page.getvalue().split())
 
     @pytest.mark.skipif(Path("/sys/devices/system/cpu/cpu0/cpufreq").exists(), reason="it has clocks to pin")
     def test_clocks_that_cannot_be_pinned_are_not_measured_without(

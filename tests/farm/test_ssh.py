@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel
+from toggle_runtime import wire
 from toggle_runtime.blobs import blob_of
 
 from toggle_edge.errors import AgentError, HostKeyError, TransportError, TransportLostError
@@ -21,6 +22,8 @@ from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.chaos import Chaos
 from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, Jump
+from toggle_edge.fleet.fake import FakeTransport
+from toggle_edge.fleet.session import MOST_LOSSES, Session
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
 from toggle_edge.fleet.transport import Transport, connect
@@ -405,3 +408,132 @@ class TestLoopbackSshd:
             assert len(opened) == 2
             for transport in opened:
                 transport.close()
+
+
+class TestSilence:
+    """A link that says nothing any more is noticed within 10 s (8 s, and what it takes to tell), wherever it stops."""
+
+    @pytest.fixture
+    def stopped(self, tmp_path: Path) -> Iterator[Device]:
+        """A device whose sshd still has its port, and does nothing more: as after SIGSTOP, or on a frozen machine."""
+        with LoopbackSshd(tmp_path / "stopped") as server:
+            assert server._process is not None
+            os.kill(server._process.pid, signal.SIGSTOP)
+            try:
+                yield server.device
+            finally:
+                os.kill(server._process.pid, signal.SIGCONT)
+
+    def test_what_is_waited_for_at_most(self) -> None:
+        assert ssh.SILENCE_S + 1.0 <= 10.0
+        assert wire.HEARTBEAT_S * 3 <= ssh.SILENCE_S, "a busy agent is not taken for a dead one"
+
+    def test_while_connecting(self, stopped: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("toggle_edge.fleet.ssh_login.SILENCE_S", 1.0)
+        with pytest.raises(TransportLostError, match="the connection failed: silent for 1 s"):
+            connect(stopped)
+
+    @pytest.mark.parametrize("share", [0.5, 0.95])
+    def test_while_logging_in(self, device: Device, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+        with Chaos(device.port) as whole:
+            ssh.connect(dataclasses.replace(device, port=whole.port)).close()
+        monkeypatch.setattr("toggle_edge.fleet.ssh_login.SILENCE_S", 1.0)
+        with Chaos(device.port, stall_after=int(share * whole.passed)) as chaos:
+            with pytest.raises(TransportLostError, match="the connection failed: silent for 1 s"):
+                connect(dataclasses.replace(device, port=chaos.port))
+            assert chaos.fired.is_set()
+
+    @pytest.mark.parametrize("size", [100_000, 4 * MEBIBYTE])
+    def test_while_uploading_small_files_and_large_ones(
+        self, device: Device, tmp_path: Path, size: int
+    ) -> None:
+        (tmp_path / "file").write_bytes(os.urandom(size))
+        with Chaos(device.port) as chaos:
+            transport = ssh.connect(dataclasses.replace(device, port=chaos.port), silence_s=1.0)
+            transport.mkdirs(device.root)
+            chaos.stall()
+            with pytest.raises(TransportLostError, match="silent for 1 s"):
+                transport.upload(tmp_path / "file", f"{device.root}/file")
+
+    def test_while_a_command_runs(self, device: Device) -> None:
+        with Chaos(device.port) as chaos:
+            transport = ssh.connect(dataclasses.replace(device, port=chaos.port), silence_s=1.0)
+            threading.Timer(0.5, chaos.stall).start()
+            talk = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.2; echo $i; done; sleep 30"]
+            with pytest.raises(TransportLostError, match="silent for 1 s"):
+                run(transport, talk)
+
+    def test_while_a_run_is_waited_for(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The run's result comes over a new connection; it ran once."""
+        monkeypatch.setattr("toggle_edge.fleet.session._POLL_S", 0.2)
+        set_worker(monkeypatch, HONEST.replace("    answer(", "    import time; time.sleep(1); answer(", 1))
+        steps: list[str] = []
+        with Chaos(device.port) as chaos:
+
+            def watch(event: dict[str, Any]) -> None:
+                steps.append(event["step"])
+                if event["step"] == "started" and "reconnecting" not in steps:
+                    chaos.stall()
+
+            result = run_bundle(
+                dataclasses.replace(device, port=chaos.port),
+                make_bundle(tmp_path / "bundle"),
+                dataclasses.replace(PLAN, passes=["memory"]),
+                tmp_path / "home",
+                wheels=[make_wheel(tmp_path)],
+                on_progress=watch,
+            )
+        assert result.record.outcome == "PASS"
+        assert "reconnecting" in steps
+        assert len(list(Path(device.root, "runs").iterdir())) == 1
+
+
+class TestResumedSteps:
+    @pytest.mark.parametrize("share", [0.3, 0.9])
+    def test_an_upload_that_is_cut_goes_on_by_itself_and_sends_at_most_a_chunk_again(
+        self, device: Device, file: Any, share: float
+    ) -> None:
+        files = {file[0]: (file[1], file[2])}
+        with Chaos(device.port, cut_after=int(share * file[2])) as chaos:
+            far = dataclasses.replace(device, port=chaos.port)
+            session = Session(far, connect)
+            session.through(lambda link: ship(link, far, files))
+            session.close()
+            assert chaos.connections == 2
+            assert chaos.passed <= file[2] + ssh.CHUNK_BYTES + MEBIBYTE // 4
+        assert Path(device.root, "blobs", "sha256", file[0]).read_bytes() == file[1].read_bytes()
+
+    def test_a_device_that_was_never_reached_is_not_waited_for(self, device: Device) -> None:
+        tries: list[Device] = []
+
+        def refuse(device: Device) -> Transport:
+            tries.append(device)
+            raise TransportLostError("nobody there")
+
+        with pytest.raises(TransportLostError, match="nobody there"):
+            Session(device, refuse).through(lambda link: None)
+        assert len(tries) == 1
+
+    def test_a_link_that_breaks_at_every_try_is_given_up(
+        self, device: Device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("toggle_edge.fleet.session._POLL_S", 0.0)
+        tries: list[Transport] = []
+
+        def lose(link: Transport) -> None:
+            tries.append(link)
+            raise TransportLostError("lost again")
+
+        session = Session(device, lambda device: FakeTransport(lambda question: []))
+        with pytest.raises(TransportLostError, match="lost again"):
+            session.through(lose)
+        assert len(tries) == MOST_LOSSES + 1
+
+    def test_the_words_of_a_full_disk_come_home(self, transport: Transport, file: Any) -> None:
+        with pytest.raises(TransportError, match="No space left on device"):
+            transport.upload(file[1], "/dev/full")
+        with pytest.raises(TransportError, match="No such file or directory"):
+            transport.upload(file[1], "/no/such/folder/file")
+        assert run(transport, ["true"])[0] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from toggle_runtime.conditions import pass_conditions, snapshot, texts
+from toggle_runtime.conditions import disturbances, pass_conditions, snapshot, texts
 from toggle_runtime.records import PassConditions
 from toggle_runtime.tree import Tree
 
@@ -223,3 +223,35 @@ class TestTexts:
     def test_what_is_not_there_says_so(self, tmp_path: Path) -> None:
         told = texts(Tree(tmp_path))
         assert all(told[key].startswith("unavailable: ") for key in told if key != "affinity")
+
+
+def ran(name: str, **fields: Any) -> PassConditions:
+    return PassConditions(name, {}, {}, **{"others_share": 0.0, **fields})
+
+
+@pytest.mark.parametrize("name", ["capacity", "cold", "latency", "sustained", "energy"])
+def test_a_disturbed_pass_is_named_with_the_reason(name: str) -> None:
+    assert disturbances([ran(name, contended="others took half")]) == [
+        f"{name} was contended: others took half"
+    ]
+    assert disturbances([ran(name, throttled="too hot")]) == [f"{name} was throttled: too hot"]
+
+
+@pytest.mark.parametrize("name", ["parity", "verify", "memory"])
+def test_what_is_not_timed_is_not_disturbed(name: str) -> None:
+    assert disturbances([ran(name, contended="x", throttled="y", others_share=None)], strict=True) == []
+
+
+def test_what_could_not_be_looked_at_counts_for_the_strict() -> None:
+    blind = ran("latency", others_share=None, unknown=["emulated: it is not ours"])
+    assert disturbances([blind]) == []
+    assert disturbances([blind], strict=True) == ["latency: emulated: it is not ours"]
+    silent = ran("latency", others_share=None)
+    assert disturbances([silent], strict=True) == ["latency: other processes could not be looked at"]
+    short = ran("energy", others_share=None)  # without a meter it is over at once
+    assert disturbances([short], strict=True) == []
+
+
+def test_nothing_seen_is_nothing() -> None:
+    assert disturbances([], strict=True) == []
+    assert disturbances([ran("latency"), ran("energy")], strict=True) == []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toggle_runtime.backends import BACKENDS
+from toggle_runtime.conditions import disturbances
 from toggle_runtime.plan import Plan
 from toggle_runtime.records import ERROR, FAIL, PASS, RecordError
 
@@ -17,7 +18,6 @@ from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import load_device
 from toggle_edge.pipeline.checking import known_mode
 from toggle_edge.pipeline.judging import Judged, implied_outcome, judge_run
-from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.progress import Reporter
 from toggle_edge.report.validation import ValidationResult
 from toggle_edge.selection import budget_of, over_budget

@@ -10,13 +10,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from toggle_runtime.conditions import disturbances
 from toggle_runtime.records import OK, Measurement, ModeVerdict, ParitySample, PassConditions
 
 from toggle_edge.bundle import Bundle
 from toggle_edge.certify import Certificate
 from toggle_edge.fleet.device import Device
 from toggle_edge.report.cells import TITLE, interval, print_entry, print_outcome
-from toggle_edge.report.conditions import disturbances
 from toggle_edge.report.verdicts import coverage_json, coverage_sentence, verdict_table, verdicts_json
 
 _SHOWN = {
