@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from kept_runs import keep
+from rich.console import Console
 from scripted_workers import (
     HONEST,
     PLAN,
@@ -43,6 +45,7 @@ from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.local import LocalTransport
 from toggle_edge.pipeline.judging import judge_run
+from toggle_edge.report.cells import print_entry, print_outcome
 
 DEVICE = Device(name="fake", transport="local", root="root")
 MIB = 1 << 20
@@ -196,6 +199,19 @@ class TestAnswers:
             facts_of(FakeTransport(lambda question: [printed]), DEVICE)
         assert told in str(refused.value)
         assert len(str(refused.value)) < 2000, "what a device says does not flood the terminal"
+
+    def test_a_message_commands_no_terminal_and_floods_none(self) -> None:
+        evil = "\x1b]0;owned\x07\x9b2J" + "x" * 100_000
+        transport = FakeTransport(lambda question: [{"event": "error", "kind": "system", "message": evil}])
+        with pytest.raises(AgentError, match="facts: system: ") as refused:
+            facts_of(transport, DEVICE)
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 10_000
+        shown = io.StringIO()
+        print_entry(Console(file=shown, width=100), "run", evil[:60])
+        print_outcome(Console(file=shown, width=100), "ERROR", evil[:60])
+        assert "owned" in shown.getvalue()
+        assert not {"\x1b", "\x07", "\x9b"} & set(shown.getvalue())
 
     @pytest.mark.parametrize(
         "change",

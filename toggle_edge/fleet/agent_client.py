@@ -37,6 +37,7 @@ sys.exit(main(sys.argv[1:]))
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _STDERR_LINES = 20
+_MESSAGE = 8000
 
 
 def ignore_progress(event: Event) -> None:
@@ -189,6 +190,10 @@ def _parse(line: bytes, device: Device) -> Event:
             f"device {device.name!r}: expected a JSON event from the agent, got {line[:80]!r}; "
             "does the login shell print something?"
         )
+    if event["event"] == "error":
+        # It is shown to people, and must not command their terminal or flood it.
+        shown = "".join(c if c.isprintable() or c in "\n\t" else " " for c in str(event.get("message")))
+        event["message"] = shown[:_MESSAGE]
     return event
 
 

@@ -53,7 +53,7 @@ def print_entry(console: Console, heading: str, sentence: str) -> None:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=11, no_wrap=True)
     grid.add_column(ratio=1)
-    grid.add_row(heading, Text(sentence))
+    grid.add_row(heading, Text(_printable(sentence)))
     console.print(grid)
 
 
@@ -61,7 +61,12 @@ def print_outcome(console: Console, outcome: str, reason: str | None) -> None:
     """The last word: outcome and reason."""
     console.print()
     style = "bold green" if outcome == PASS else "bold red"
-    console.print(Text(outcome, style=style), Text(reason or ""), highlight=False)
+    console.print(Text(outcome, style=style), Text(_printable(reason or "")), highlight=False)
+
+
+def _printable(text: str) -> str:
+    # It may come from a device, and must not command the terminal.
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def place(argmin: Argmin | None, excerpts: Mapping[tuple[int, int], str]) -> str:
