@@ -252,10 +252,10 @@ def test_what_cannot_be_done_is_an_error_and_not_silence(
 def test_a_target_that_this_agent_does_not_run_is_refused(
     bundle: Bundle, environment: Path, tmp_path: Path
 ) -> None:
-    manifest = {**asdict(bundle.manifest), "target": "executorch-xnnpack"}
+    manifest = {**asdict(bundle.manifest), "target": "gguf"}
     _, events = run_pass("latency", bundle, environment, tmp_path, manifest=manifest)
     assert "this agent runs ['onnx-cpu', " in events[-1]["message"]
-    assert from_data(Manifest, manifest).target == "executorch-xnnpack"
+    assert from_data(Manifest, manifest).target == "gguf"
 
 
 def test_longer_prompts_are_timed_where_they_fit(
