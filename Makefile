@@ -17,7 +17,7 @@ demo: setup
 	@$(BIN)/toggle-edge demo
 
 test: setup lint runner boards
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 # What lowers for ExecuTorch and builds its runner: 160 MB, fetched once. Without it those tests skip.
 runner: setup

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_workers import wait_until
 from travels import Journey, deployed_and_validated, exported, registered
 
 from toggle_edge.errors import TransportError, TransportLostError
@@ -141,14 +142,11 @@ class TestEnclosure:
         process = subprocess.Popen([*enclosed(path), "/bin/sh", "-c", script], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
-        assert running(mark)
+        wait_until(lambda: running(mark), "nothing was started")
         getattr(process, kill)()
         process.wait(30)
         process.stdout.close()
-        deadline = time.monotonic() + 30
-        while running(mark):
-            assert time.monotonic() < deadline, "a process outlived its enclosure"
-            time.sleep(0.02)
+        wait_until(lambda: not running(mark), "a process outlived its enclosure")
 
 
 def running(mark: str) -> bool:
