@@ -14,7 +14,7 @@ from toggle_edge.fleet.sshd import sshd_path
 pytestmark = pytest.mark.skipif(sshd_path() is None, reason="no sshd on this machine: install openssh-server")
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "faults.py"
-KINDS = ("link cut", "agent killed", "host killed", "incoming part damaged")
+KINDS = ("link cut", "agent killed", "host killed")
 
 
 def suite(*arguments: object) -> subprocess.CompletedProcess[str]:

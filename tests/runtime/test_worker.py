@@ -254,7 +254,7 @@ def test_a_target_that_this_agent_does_not_run_is_refused(
 ) -> None:
     manifest = {**asdict(bundle.manifest), "target": "gguf"}
     _, events = run_pass("latency", bundle, environment, tmp_path, manifest=manifest)
-    assert "this agent runs ['onnx-cpu', " in events[-1]["message"]
+    assert "this agent runs ['executorch-xnnpack', 'onnx-cpu', " in events[-1]["message"]
     assert from_data(Manifest, manifest).target == "gguf"
 
 
