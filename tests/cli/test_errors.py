@@ -340,8 +340,9 @@ class TestBundle:
         assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
 
     def test_other_processes_are_told_and_refused_by_the_strict(self, bundle: Path, local: Path) -> None:
+        # Three processes: of a pass of less than half a second nothing is said.
         short = Plan(
-            ["parity", "verify", "latency"], restarts=1, generations=1, warmups=0, tokens=4, contexts=[]
+            ["parity", "verify", "latency"], restarts=3, generations=4, warmups=0, tokens=48, contexts=[]
         )
         options = ValidateOptions(str(local), bundle, plan=short, strict_conditions=True)
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
