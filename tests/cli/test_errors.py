@@ -339,12 +339,16 @@ class TestBundle:
         assert not (stored / blob.sha256).exists(), "the next deployment sends it again"
         assert call("validate", "--restarts=1", "--device", local, "--bundle", bundle).code in (0, 1)
 
-    def test_other_processes_are_told_and_refused_by_the_strict(self, bundle: Path, local: Path) -> None:
+    def test_other_processes_are_told_and_refused_by_the_strict(
+        self, bundle: Path, local: Path, tmp_path: Path
+    ) -> None:
         # Three processes: of a pass of less than half a second nothing is said.
         short = Plan(
             ["parity", "verify", "latency"], restarts=3, generations=4, warmups=0, tokens=48, contexts=[]
         )
-        options = ValidateOptions(str(local), bundle, plan=short, strict_conditions=True)
+        options = ValidateOptions(
+            str(local), bundle, output=tmp_path / "runs", plan=short, strict_conditions=True
+        )
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
         try:
             result = run_validate(options, silent)
