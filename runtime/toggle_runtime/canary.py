@@ -34,6 +34,8 @@ HALF_TOLERANCE = 2.0**-8
 MAX_TOLERANCE = 0.25
 """Whatever the logits are."""
 
+_ROUNDING = "executorch-xnnpack"  # its kernels quantise activations as they come, and multiply in float16
+
 LEAST_SHARE = 0.25
 """The least share of its sequences that a canary may ask for."""
 
@@ -66,7 +68,21 @@ def tolerance_of(logits: NDArray[np.float32], *, is_half: bool) -> float:
 
 def widest_tolerance(target: str, formats: Iterable[str]) -> float:
     """The most that a parity pass of a bundle for `target` with layers in these formats may have allowed."""
-    return MAX_TOLERANCE if target == "executorch-xnnpack" and "fp16" in formats else TOLERANCE
+    return MAX_TOLERANCE if target == _ROUNDING and "fp16" in formats else TOLERANCE
+
+
+def least_share(target: str) -> float:
+    """The least share of a canary's sequences that may be asked for: all, where kernels do not round as they go."""
+    return LEAST_SHARE if target == _ROUNDING else 1.0
+
+
+def require_strict(canary: Canary, target: str, formats: Iterable[str]) -> None:
+    """Raises SignalsError for a canary that asks for less than its target's kernels can do."""
+    if canary.tolerance > widest_tolerance(target, formats) or canary.share < least_share(target):
+        raise SignalsError(
+            f"canary: a bundle for {target} may not allow {canary.tolerance:.3g} in {canary.share:.0%} of its texts; "
+            "export it again"
+        )
 
 
 def stride_for(positions: int, vocabulary: int) -> int:

@@ -45,6 +45,7 @@ def parity(request: Mapping[str, Any], progress: Progress) -> Dict[str, Any]:
     manifest, bundle = _manifest_of(request), Path(request["bundle"])
     backend = backend_for(manifest.target)
     expected = canary.read_canary(bundle / "canary" / "canary.npz", manifest.model.vocabulary)
+    canary.require_strict(expected, manifest.target, manifest.config.values())
     exact = backend.write_exact_graph(bundle / "artifact")
     model = backend.open_model(bundle / "artifact", manifest.model, exact, int(request["threads"]))
     rows = []

@@ -31,7 +31,15 @@ from scripted_workers import (
     only,
     prepared,
 )
-from toggle_runtime.records import RunRecord, Signature, digest_of, from_json, signed_bytes, to_json
+from toggle_runtime.records import (
+    ParitySample,
+    RunRecord,
+    Signature,
+    digest_of,
+    from_json,
+    signed_bytes,
+    to_json,
+)
 from toggle_runtime.trust import key_id
 
 from toggle_edge.bundle import probes_of, read_bundle, read_contract
@@ -266,6 +274,10 @@ class TestClaims:
         assert self.judged(tmp_path)[0] == "PASS"
         assert "expected the record of bundle" in self.judged(tmp_path, bundle="a" * 64)[1]
         assert "no parity pass" in self.judged(tmp_path, parity=None)[1]
+        # Less than the bundle's kernels can do is no parity, however it is called.
+        for lax in (ParitySample(5e-5, 1e-4, 99, share=0.25), ParitySample(0.2, 0.25, 99)):
+            outcome, reason = self.judged(tmp_path, outcome="PASS", parity=lax)
+            assert (outcome, "against the canary" in reason) == ("ERROR", True), reason
         assert self.judged(tmp_path, outcome="FAIL")[0] == "ERROR"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,28 @@ def test_a_canary_that_asks_for_too_little_is_refused(share: float, tmp_path: Pa
     write_canary(tmp_path / "canary", dataclasses.replace(SHORT, share=share))
     with pytest.raises(SignalsError, match=r"share of 0\.25 to 1"):
         read_canary(tmp_path / "canary", VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "layers", "taken"),
+    [
+        ({}, "onnx-cpu", ("int4-g32",), True),
+        ({"share": 0.25}, "onnx-cpu", ("int4-g32",), False),
+        ({"is_half": True}, "onnx-cpu", ("fp16",), False),
+        ({"share": 0.25}, "executorch-xnnpack", ("int4-g32",), True),
+        ({"is_half": True}, "executorch-xnnpack", ("int4-g32",), False),
+        ({"is_half": True, "share": 0.25}, "executorch-xnnpack", ("int4-g32", "fp16"), True),
+    ],
+)
+def test_a_canary_may_not_ask_for_less_than_its_kernels_can_do(
+    change: dict[str, Any], target: str, layers: tuple[str, ...], taken: bool
+) -> None:
+    asked = dataclasses.replace(whole(16.0 * LOGITS), **change)
+    if taken:
+        canary.require_strict(asked, target, layers)
+        return
+    with pytest.raises(SignalsError, match=f"a bundle for {target} may not allow"):
+        canary.require_strict(asked, target, layers)
 
 
 def test_only_float16_layers_of_executorch_widen_what_a_record_may_claim() -> None:

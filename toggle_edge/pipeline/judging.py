@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from toggle_runtime.canary import widest_tolerance
+from toggle_runtime.canary import least_share, widest_tolerance
 from toggle_runtime.records import (
     ERROR,
     FAIL,
@@ -103,8 +103,13 @@ def judge_run(
         return Judged(record, summary, {}, None, ERROR, reason)
     parity, widest = record.parity, widest_tolerance(bundle.manifest.target, bundle.manifest.config.values())
     allowed = 0.0 if parity is None else min(parity.tolerance, widest)
-    if parity is None or not parity.max_abs_logit_difference <= allowed or parity.compared < 1:
-        seen = "no parity pass" if parity is None else f"parity {parity.max_abs_logit_difference:.3g}"
+    fits = parity is not None and parity.max_abs_logit_difference <= allowed and parity.compared >= 1
+    if parity is None or not fits or not parity.share >= least_share(bundle.manifest.target):
+        seen = (
+            "no parity pass"
+            if parity is None
+            else f"parity {parity.max_abs_logit_difference:.3g} in {parity.share:.0%} of the texts"
+        )
         reason = (
             f"the device says {record.outcome} with {seen}; expected at most {widest:g} against the canary"
         )
