@@ -27,6 +27,7 @@ class Arrival:
     def __init__(self, root: Path, blob: Blob) -> None:
         self.blob = blob
         self._final = blob_path(root, blob.sha256)
+        self._final.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._descriptor = _hold(root / "incoming" / f"{blob.sha256}.part")
         self.at = os.fstat(self._descriptor).st_size
         self._hash = hashlib.sha256()

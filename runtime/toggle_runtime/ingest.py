@@ -52,7 +52,6 @@ def take_file(root: Path, source: Path, blob: Blob) -> None:
         raise RecordError(
             f"digest: {source}: expected a file of {blob.size} bytes; the bundle is damaged, copy it here again"
         )
-    stored.parent.mkdir(parents=True, exist_ok=True)
     with closing(Arrival(root, blob)) as arrival, source.open("rb") as stream:
         arrival.start_over()
         for data in iter(lambda: stream.read(_CHUNK), b""):

@@ -302,11 +302,11 @@ class TestRefusal:
             (b"[]\n", "request"),
             (b"\xff\xfe\n", "request"),
             (b"[" * 100_000 + b"\n", "request"),
-            (b'{"protocol": 4, "command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 2, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 5, "command": "facts", "root": "x"}\n', "protocol"),
+            (b'{"protocol": 3, "command": "facts", "root": "x"}\n', "protocol"),
             (b'{"command": "facts", "root": "x"}\n', "protocol"),
-            (b'{"protocol": 3, "command": "reboot", "root": "x"}\n', "request"),
-            (b'{"protocol": 3, "command": "facts"}\n', "request"),
+            (b'{"protocol": 4, "command": "reboot", "root": "x"}\n', "request"),
+            (b'{"protocol": 4, "command": "facts"}\n', "request"),
         ],
     )
     def test_a_malformed_request_gets_one_error_event(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import subprocess
@@ -28,16 +27,18 @@ from scripted_workers import (
     start,
     wait_until,
 )
-from toggle_runtime import blobs, records, sweep
+from toggle_runtime import blobs, sweep
 from toggle_runtime.records import RunRecord, from_json, to_json
 from toggle_runtime.spool import spool_of
 
 from toggle_edge.bundle import Bundle
+from toggle_edge.errors import AgentError
 from toggle_edge.fleet import agent_client
 from toggle_edge.fleet.agent_client import exchange, request
 from toggle_edge.fleet.deploy import RunResult, run_bundle
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.local import LocalTransport
+from toggle_edge.fleet.shipping import ship
 
 SLEEPER = "import time\ndef main():\n time.sleep(60)"
 
@@ -350,7 +351,6 @@ class TestFullDisk:
     def test_an_environment_that_does_not_fit_leaves_nothing(
         self, small: Path, transport: LocalTransport, tmp_path: Path
     ) -> None:
-        from toggle_edge.errors import AgentError
         from toggle_edge.fleet.deploy import prepare_environment
 
         device = Device(name="full", transport="local", root=str(small / "device"), python=sys.executable)
@@ -363,42 +363,15 @@ class TestFullDisk:
             prepare_environment(transport, device, [wheel])
         assert list(Path(device.root, "environments").iterdir()) == []
 
-
-class TestCommit:
-    """A part is taken away before it is verified, so that nobody empties it between that and its publication."""
-
-    BLOB = records.Blob(hashlib.sha256(b"content").hexdigest(), 7)
-
-    def part(self, root: Path) -> Path:
-        path = blobs.part_path(root, self.BLOB.sha256)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"content")
-        return path
-
-    def test_a_part_that_is_begun_anew_meanwhile_is_neither_published_nor_lost(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_an_upload_that_does_not_fit_leaves_nothing_of_it(
+        self, small: Path, transport: LocalTransport, tmp_path: Path
     ) -> None:
-        part, sync = self.part(tmp_path), blobs.sync_file
-
-        def somebody_begins_anew(path: Path) -> None:
-            if path.parent == part.parent:
-                part.write_bytes(b"con")
-            sync(path)
-
-        monkeypatch.setattr(blobs, "sync_file", somebody_begins_anew)
-        assert blobs.commit(tmp_path, [self.BLOB]) == {"committed": [self.BLOB.sha256], "refused": []}
-        assert blobs.blob_path(tmp_path, self.BLOB.sha256).read_bytes() == b"content"
-        assert part.read_bytes() == b"con"
-
-    def test_a_part_whose_agent_was_killed_is_not_sent_again(self, tmp_path: Path) -> None:
-        part = self.part(tmp_path)
-        dead = subprocess.Popen(["true"])
-        dead.wait()
-        part.rename(part.with_name(f"{part.name}.{dead.pid}.tmp"))
-        assert blobs.missing(tmp_path, [self.BLOB.sha256])["partial"] == {self.BLOB.sha256: 7}
-        part.rename(part.with_name(f"{part.name}.{os.getpid()}.tmp"))
-        assert blobs.missing(tmp_path, [self.BLOB.sha256])["partial"] == {}, "an agent that lives has it"
-
-    def test_what_never_arrived_is_refused(self, tmp_path: Path) -> None:
-        [refused] = blobs.commit(tmp_path, [self.BLOB])["refused"]
-        assert refused["message"] == "nothing has arrived"
+        device = Device(name="full", transport="local", root=str(small / "device"), python=sys.executable)
+        agent_client.install(transport, device)
+        file = tmp_path / "file"
+        file.write_bytes(os.urandom(4_000_000))
+        with pytest.raises(
+            AgentError, match=rf"the disk that holds {device.root} is full .* free some space"
+        ):
+            ship(transport, device, {blobs.blob_of(file).sha256: (file, 4_000_000)})
+        assert list(Path(device.root, "incoming").iterdir()) == []

@@ -30,7 +30,6 @@ def receive(request: Request, wire: Wire) -> Dict[str, Any]:
     root = request["root"]
     wanted = {blob.sha256: blob for blob in _blobs(request)}
     (root / "incoming").mkdir(parents=True, exist_ok=True)
-    (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     stored = [digest for digest in wanted if _touched(blob_path(root, digest))]
     for digest in stored:
         remove_leftovers(root / "incoming", digest)
@@ -53,7 +52,8 @@ def receive(request: Request, wire: Wire) -> Dict[str, Any]:
                 stored.append(arrival.blob.sha256)
             else:
                 refused.append({"sha256": arrival.blob.sha256, "message": problem})
-        sync_folder(root / "blobs" / "sha256")
+        if arrivals:
+            sync_folder(root / "blobs" / "sha256")
     finally:
         for arrival in arrivals:
             arrival.close()
@@ -96,6 +96,8 @@ class _Stream:
                     # What it was told may have been dropped; and it learns of a link that is dead in one direction.
                     self._tell(waiting_s=time.monotonic() - waits_since)
                 continue
+            except OSError as exc:  # of the link, not of the disk: what has arrived must stay
+                raise RequestError("link", f"the host's bytes ended after {self._taken}: {exc}") from exc
             if not count:
                 raise RequestError("link", f"the host's bytes ended after {self._taken}")
             self._taken += count
