@@ -95,7 +95,7 @@ def test_an_interval_is_wider_where_clusters_differ() -> None:
         ([[float(i) for i in range(7)]] * 10, 0.95, "needs n >= 72, has 70"),
         ([[float(i) for i in range(36)]] * 10, 0.99, "needs n >= 368, has 360"),
         # All that is slow is in one restart: 1,000 tokens tell as much of p95 as ten.
-        ([[1.0] * 100] * 9 + [[2.0] * 100], 0.95, "restarts differ so much"),
+        ([[1.0] * 100] * 9 + [[2.0] * 100], 0.95, "restarts may differ so much"),
     ],
 )
 def test_where_too_little_is_known_there_is_no_interval_and_a_reason(
