@@ -4,8 +4,8 @@
 47 tokens. Times of tokens are skewed (gamma), bimodal (some tokens take 1.4 times as long), or drift along a restart
 while they depend on the token before (AR(1)); restarts and generations differ a little or a lot. The truth is the
 quantile of all tokens of 8,000 restarts. Where a method says that it has no interval, that is counted apart: it is
-right to say so where restarts decide the quantile and there are few of them. The method was chosen on the first eight
-populations; the others were added to see whether it holds where it was not chosen. Ends with 1 where the interval that
+right to say so where restarts decide the quantile and there are few of them. Methods were tried out on the first eight
+populations; the others were added to see whether they hold elsewhere. Ends with 1 where the interval that
 we use is there in 2 of 10 runs and contains the truth in fewer than 93 or more than 98 of 100 of these, or where more
 than 7 of 100 runs claim an interval that is wrong.
 """
