@@ -28,8 +28,7 @@ import numpy as np
 from toggle_edge.errors import TransportLostError
 from toggle_edge.fleet.chaos import Chaos
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.shipping import Files, ship
-from toggle_edge.fleet.ssh import CHUNK_BYTES
+from toggle_edge.fleet.shipping import CHUNK_BYTES, Files, ship
 from toggle_edge.fleet.sshd import LoopbackSshd
 from toggle_edge.fleet.transport import connect
 

@@ -5,5 +5,5 @@ Runs on Python 3.8 and later, knows nothing of the host package, and is shipped 
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of the JSON lines that host and agent exchange. Either side refuses another version."""

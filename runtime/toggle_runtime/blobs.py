@@ -1,7 +1,7 @@
 """The device's content-addressed store, and durable writes.
 
-Blobs arrive as `incoming/<digest>.part`, are verified, and are renamed into `blobs/sha256/<digest>`. Only
-verified content is ever found under a digest; a run verifies it again, since disks rot.
+`arrivals` verifies blobs and renames them into `blobs/sha256/<digest>`. Only verified content is ever found under a
+digest; a run verifies it again, since disks rot.
 """
 
 import errno
@@ -10,100 +10,15 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Optional
 
-from toggle_runtime.records import Blob
+from toggle_runtime.manifests import Blob
 
 _CHUNK = 128 << 10
 
 
 def blob_path(root: Path, digest: str) -> Path:
     return root / "blobs" / "sha256" / digest
-
-
-def part_path(root: Path, digest: str) -> Path:
-    return root / "incoming" / f"{digest}.part"
-
-
-def missing(root: Path, digests: List[str]) -> Dict[str, Any]:
-    """Which of `digests` are not stored, and how many bytes of each have already arrived."""
-    (root / "incoming").mkdir(parents=True, exist_ok=True)
-    absent = [digest for digest in digests if not _touched(blob_path(root, digest))]
-    parts = {digest: part_path(root, digest) for digest in absent}
-    for part in parts.values():
-        _give_back(part)
-    partial = {digest: part.stat().st_size for digest, part in parts.items() if part.is_file()}
-    return {"missing": absent, "partial": partial}
-
-
-def _touched(path: Path) -> bool:
-    """Whether the file is there; if so it counts as used now, so that it is not collected before it is."""
-    try:
-        os.utime(str(path))
-    except FileNotFoundError:
-        return False
-    return path.is_file()
-
-
-def commit(root: Path, blobs: List[Blob]) -> Dict[str, Any]:
-    """Verify each incoming part and publish it. A part that does not match is deleted and `refused`."""
-    (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-    committed, refused = [], []
-    for blob in blobs:
-        part, final = part_path(root, blob.sha256), blob_path(root, blob.sha256)
-        if not part.exists() and mismatch(final, blob) is None:
-            committed.append(blob.sha256)
-            continue
-        # Taken away before it is looked at: another host that begins to send the same blob empties the part first.
-        taken = part.with_name(f"{part.name}.{os.getpid()}.tmp")
-        problem = _take(part, taken) or mismatch(taken, blob)
-        if problem is not None:
-            if taken.exists():
-                taken.unlink()
-            refused.append({"sha256": blob.sha256, "message": problem})
-            continue
-        sync_file(taken)
-        taken.chmod(0o444)  # runs hard-link blobs, and a run must not change what others share
-        taken.replace(final)
-        committed.append(blob.sha256)
-    sync_folder(root / "blobs" / "sha256")
-    return {"committed": committed, "refused": refused}
-
-
-def _take(part: Path, taken: Path) -> Optional[str]:
-    try:
-        os.utime(str(part))  # young, so that no sweep takes it while it is read
-        part.replace(taken)
-    except FileNotFoundError:
-        return "nothing has arrived"
-    return None
-
-
-def _give_back(part: Path) -> None:
-    """A part that an agent was verifying when it was killed is a part again: nothing is sent twice for that."""
-    for taken in part.parent.glob(f"{part.name}.*.tmp"):
-        owner = taken.name.split(".")[-2]
-        if owner.isdigit() and not _lives(int(owner)) and not part.exists():
-            taken.replace(part)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, so none of our agents
-        return False
-    return True
-
-
-def discard(root: Path, digests: List[str]) -> Dict[str, Any]:
-    """Remove what has arrived of these blobs: a host that gives up leaves no part on a disk that is full."""
-    for digest in digests:
-        part = part_path(root, digest)
-        if part.exists():
-            part.unlink()
-    return {}
 
 
 def blob_of(path: Path) -> Blob:

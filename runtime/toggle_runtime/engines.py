@@ -86,7 +86,6 @@ def _fitting(folder: Path) -> List[Path]:
 
 
 def _unpacked(root: Path, wheels: List[Path]) -> Path:
-    (root / "incoming").mkdir(parents=True, exist_ok=True)
     described = []
     for path in wheels:
         blob = describe_file(path)

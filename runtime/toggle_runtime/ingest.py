@@ -1,16 +1,19 @@
 """A bundle's folder, as `export` writes it, brought into the device's store without a host."""
 
-import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Tuple
 
 from toggle_runtime import records
-from toggle_runtime.blobs import blob_of, blob_path, commit, mismatch, part_path, write_durably
+from toggle_runtime.arrivals import Arrival
+from toggle_runtime.blobs import blob_of, blob_path, mismatch, sync_folder, write_durably
 from toggle_runtime.records import Blob, Manifest, RecordError, digest_of
 from toggle_runtime.spool import Spool
 
 MAX_MANIFEST_BYTES = 16 << 20
 PROBES = "probes/probes.json"
+
+_CHUNK = 1 << 20
 
 
 def open_bundle(folder: Path) -> Tuple[Manifest, str]:
@@ -34,7 +37,6 @@ def open_bundle(folder: Path) -> Tuple[Manifest, str]:
 
 def ingest(root: Path, folder: Path, manifest: Manifest, digest: str) -> None:
     """Copy what the store lacks of a bundle, verified. Raises RecordError for a file that is missing or altered."""
-    (root / "incoming").mkdir(parents=True, exist_ok=True)
     take_file(root, folder / "manifest.json", Blob(digest, (folder / "manifest.json").stat().st_size))
     for blob in set(manifest.files.values()):
         take_file(root, folder / "blobs" / "sha256" / blob.sha256, blob)
@@ -50,12 +52,15 @@ def take_file(root: Path, source: Path, blob: Blob) -> None:
         raise RecordError(
             f"digest: {source}: expected a file of {blob.size} bytes; the bundle is damaged, copy it here again"
         )
-    shutil.copyfile(str(source), str(part_path(root, blob.sha256)))
-    refused = commit(root, [blob])["refused"]
-    if refused:
-        raise RecordError(
-            f"digest: {source}: {refused[0]['message']}; the bundle is damaged, copy it here again"
-        )
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Arrival(root, blob)) as arrival, source.open("rb") as stream:
+        arrival.start_over()
+        for data in iter(lambda: stream.read(_CHUNK), b""):
+            arrival.write(data)
+        problem = arrival.finish()
+    if problem is not None:
+        raise RecordError(f"digest: {source}: {problem}; the bundle is damaged, copy it here again")
+    sync_folder(stored.parent)
 
 
 def keep_contract(root: Path, spool: Spool, manifest: Manifest, digest: str) -> Path:

@@ -64,6 +64,12 @@ class Wire:
                 self._pending = line
                 self._flush()
 
+    def announce(self, **fields: Any) -> None:
+        """Tell the host what it waits for: kept until it can be written, as what comes after it is not."""
+        with self._lock:
+            self._pending += _line(dict(fields, event="progress"))
+            self._flush()
+
     def final(self, event: Dict[str, Any]) -> None:
         """Send the result or the error, waiting up to FINAL_WAIT_S for a slow host."""
         deadline = time.monotonic() + FINAL_WAIT_S

@@ -52,6 +52,7 @@ from toggle_edge.fleet.device import Device, load_device
 from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.local import LocalTransport
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.pipeline.judging import judge_run
 from toggle_edge.report.cells import print_entry, print_outcome
 
@@ -69,8 +70,9 @@ class Liar:
         self.transport = FakeTransport(self.answer)
 
     def answer(self, question: Event) -> Iterable[Event | bytes]:
-        if question["command"] == "missing":
-            return [{"event": "result", "missing": [], "partial": {}}]
+        if question["command"] == "receive":
+            stored = [blob["sha256"] for blob in question["blobs"]]
+            return [{"event": "result", "stored": stored, "refused": []}]
         if question["command"] != "run":
             return [{"event": "result"}]
         record = RunRecord(3, question["run_id"], question["bundle"], "PASS")
@@ -391,15 +393,28 @@ class TestStore:
         again = run_bundle(device, bundle, only("memory"), tmp_path / "home", wheels=[make_wheel(tmp_path)])
         assert again.record.outcome == "PASS"
 
-    def test_a_link_in_place_of_a_part_is_refused(self, device: Device, tmp_path: Path) -> None:
-        transport, secret = LocalTransport(tmp_path), tmp_path / "secret"
-        request(transport, device, "missing", digests=[])
+    def test_a_link_in_place_of_a_part_is_not_followed(self, device: Device, tmp_path: Path) -> None:
+        transport, secret, file = LocalTransport(tmp_path), tmp_path / "secret", tmp_path / "file"
+        request(transport, device, "receive", blobs=[])
         secret.write_bytes(b"secret")
-        blob = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
-        Path(device.root, "incoming", f"{blob['sha256']}.part").symlink_to(secret)
-        event = request(transport, device, "commit", blobs=[blob])
-        assert (event["committed"], "plain file" in event["refused"][0]["message"]) == ([], True)
-        assert secret.read_bytes() == b"secret"
+        file.write_bytes(b"secrets")
+        digest = hashlib.sha256(b"secrets").hexdigest()
+        part = Path(device.root, "incoming", f"{digest}.part")
+        for lay in (
+            lambda: part.symlink_to(secret),
+            lambda: part.symlink_to("nowhere"),
+            lambda: os.mkfifo(part),
+        ):
+            lay()
+            assert ship(transport, device, {digest: (file, 7)}) == 7, "nothing of it was there"
+            stored = Path(device.root, "blobs", "sha256", digest)
+            assert (stored.is_symlink(), stored.read_bytes(), secret.read_bytes()) == (
+                False,
+                b"secrets",
+                b"secret",
+            )
+            assert not part.exists()
+            stored.unlink()
 
     @pytest.mark.parametrize(
         "fields",
@@ -469,7 +484,7 @@ class TestNames:
     def test_a_root_with_shell_characters_is_a_folder_of_that_name(self, tmp_path: Path) -> None:
         root = tmp_path / "a b;touch pwned;$(touch pwned)'`touch pwned`"
         device = Device(name="odd", transport="local", root=str(root), python=sys.executable)
-        request(LocalTransport(tmp_path), device, "missing", digests=[])
+        request(LocalTransport(tmp_path), device, "receive", blobs=[])
         assert (root / "incoming").is_dir()
         assert not list(tmp_path.rglob("pwned"))
 
@@ -482,6 +497,7 @@ from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.local import LocalTransport
+from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet import agent_client
 from toggle_edge.pipeline.carried import unpack_carried
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel
 from toggle_runtime import wire
 from toggle_runtime.blobs import blob_of
 
-from toggle_edge.errors import AgentError, HostKeyError, TransportError, TransportLostError
+from toggle_edge.errors import AgentError, FleetError, HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet import agent_client, ssh
 from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.chaos import Chaos
@@ -24,7 +27,7 @@ from toggle_edge.fleet.deploy import run_bundle
 from toggle_edge.fleet.device import Device, Jump
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.session import MOST_LOSSES, Session
-from toggle_edge.fleet.shipping import ship
+from toggle_edge.fleet.shipping import CHUNK_BYTES, ship
 from toggle_edge.fleet.sshd import LoopbackSshd, sshd_path
 from toggle_edge.fleet.transport import Transport, connect
 
@@ -53,10 +56,10 @@ def transport(device: Device) -> Iterator[Transport]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> tuple[str, Path, int]:
-    """Four MiB that nothing compresses: digest, path, size."""
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(4 * MEBIBYTE))
-    return blob_of(path).sha256, path, 4 * MEBIBYTE
+    """Three chunks that nothing compresses: digest, path, size."""
+    path, size = tmp_path / "file", 3 * CHUNK_BYTES
+    path.write_bytes(os.urandom(size))
+    return blob_of(path).sha256, path, size
 
 
 def set_worker(monkeypatch: pytest.MonkeyPatch, worker: str) -> None:
@@ -75,6 +78,17 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+def agents_of(device: Device) -> list[int]:
+    """Processes of agents at work on that device."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended while we looked
+            words = path.read_bytes().split(b"\0")
+            if b"serve" in words and any(word.startswith(os.fsencode(device.root)) for word in words):
+                found.append(int(path.parent.name))
+    return found
 
 
 class TestTransport:
@@ -113,15 +127,12 @@ class TestTransport:
     def test_files_go_there_and_back(
         self, transport: Transport, device: Device, file: Any, tmp_path: Path
     ) -> None:
-        seen: list[int] = []
         transport.mkdirs(f"{device.root}/a/b")
         transport.mkdirs(f"{device.root}/a/b")
         remote = f"{device.root}/a/b/file"
         assert transport.size(remote) is None
-        transport.upload(file[1], remote, 0, seen.append)
+        transport.upload(file[1], remote)
         assert transport.size(remote) == file[2]
-        assert seen == sorted(seen)
-        assert seen[-1] == file[2]
         transport.rename(remote, remote + "2")
         transport.download(remote + "2", tmp_path / "back", file[2])
         assert (tmp_path / "back").read_bytes() == file[1].read_bytes()
@@ -502,7 +513,7 @@ class TestResumedSteps:
             session.through(lambda link: ship(link, far, files))
             session.close()
             assert chaos.connections == 2
-            assert chaos.passed <= file[2] + ssh.CHUNK_BYTES + MEBIBYTE // 4
+            assert chaos.passed <= file[2] + CHUNK_BYTES + MEBIBYTE // 4
         assert Path(device.root, "blobs", "sha256", file[0]).read_bytes() == file[1].read_bytes()
 
     def test_a_device_that_was_never_reached_is_not_waited_for(self, device: Device) -> None:
@@ -531,13 +542,133 @@ class TestResumedSteps:
             session.through(lose)
         assert len(tries) == MOST_LOSSES + 1
 
-    def test_the_words_of_a_full_disk_come_home(self, transport: Transport, file: Any) -> None:
-        with pytest.raises(TransportError, match="No space left on device"):
-            transport.upload(file[1], "/dev/full")
-        with pytest.raises(TransportError, match="No such file or directory"):
-            transport.upload(file[1], "/no/such/folder/file")
-        small = file[1].with_name("small")
-        small.write_bytes(b"x" * 100_000)
+    def test_what_the_device_refuses_to_write_is_told(self, transport: Transport, file: Any) -> None:
         with pytest.raises(TransportError, match="is its disk full"):
-            transport.upload(small, "/dev/full")
+            transport.upload(file[1], "/dev/full")
+        with pytest.raises(TransportError, match="no such file"):
+            transport.upload(file[1], "/no/such/folder/file")
         assert run(transport, ["true"])[0] == 0
+
+
+class TestFeed:
+    """What a command reads while it speaks."""
+
+    def test_it_comes_in_order_and_whole(self, transport: Transport, file: Any) -> None:
+        pieces = iter(
+            [b"head\n", *(file[1].read_bytes()[at : at + 99_991] for at in range(0, file[2], 99_991)), None]
+        )
+        heard: list[bytes] = []
+        done = transport.run(["sha256sum"], b"first\n", heard.append, 60.0, pieces.__next__)
+        expected = hashlib.sha256(b"first\nhead\n" + file[1].read_bytes()).hexdigest()
+        assert (done.status, heard[0].split()[0].decode()) == (0, expected)
+
+    def test_it_may_wait_for_what_the_command_says(self, transport: Transport) -> None:
+        heard: list[bytes] = []
+        told: list[bytes] = []
+
+        def feed() -> bytes | None:
+            if len(told) == 3:
+                return None
+            if len(told) > len(heard):
+                return b""
+            told.append(b"%d\n" % len(told))
+            return told[-1]
+
+        script = "while read line; do echo got $line; done"
+        done = transport.run(["sh", "-c", script], b"", heard.append, 60.0, feed)
+        assert (done.status, heard) == (0, [b"got 0", b"got 1", b"got 2"])
+
+    def test_a_command_that_stops_reading_is_heard_to_its_end(self, transport: Transport) -> None:
+        heard: list[bytes] = []
+        script = "read line; echo $line; echo enough >&2; exit 3"
+        endless = lambda: b"x" * 99_999 + b"\n"  # noqa: E731
+        done = transport.run(["sh", "-c", script], b"first\n", heard.append, 60.0, endless)
+        assert (done.status, heard, done.stderr) == (3, [b"first"], "enough\n")
+
+    def test_a_command_that_never_speaks_is_given_up(self, transport: Transport) -> None:
+        with pytest.raises(TransportError, match=r"did not finish within 0.5 s"):
+            transport.run(["sleep", "20"], b"", lambda line: None, 0.5, lambda: b"")
+
+    def test_what_the_feed_raises_comes_through(self, transport: Transport) -> None:
+        def feed() -> bytes:
+            raise FleetError("this file is gone")
+
+        with pytest.raises(FleetError, match="this file is gone"):
+            transport.run(["cat"], b"", lambda line: None, 60.0, feed)
+        assert run(transport, ["true"])[0] == 0
+
+
+class TestUploads:
+    """Real agents, real bytes."""
+
+    def test_an_agent_that_is_killed_leaves_what_it_had(
+        self, device: Device, file: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files, part = {file[0]: (file[1], file[2])}, Path(device.root, "incoming", f"{file[0]}.part")
+
+        def killed(event: dict[str, Any]) -> None:
+            if event["done"] >= 2 * MEBIBYTE:
+                [holder] = agents_of(device)
+                with suppress(ProcessLookupError):
+                    os.kill(holder, signal.SIGKILL)
+
+        transport = connect(device)
+        with pytest.raises(AgentError, match="it ended with status"):
+            ship(transport, device, files, killed)
+        arrived = part.stat().st_size
+        assert 2 * MEBIBYTE <= arrived < file[2]
+        assert ship(transport, device, files) == file[2] - arrived
+        assert Path(device.root, "blobs", "sha256", file[0]).read_bytes() == file[1].read_bytes()
+        assert list(part.parent.iterdir()) == []
+        transport.close()
+
+    def test_who_lost_the_link_and_does_not_know_it_is_in_nobodys_way(
+        self, device: Device, file: Any
+    ) -> None:
+        """The first agent is stopped with the part in its hands; the second goes on from there all the same."""
+        files, part = {file[0]: (file[1], file[2])}, Path(device.root, "incoming", f"{file[0]}.part")
+        stopped: list[int] = []
+
+        def stop(event: dict[str, Any]) -> None:
+            if event["done"] >= 2 * MEBIBYTE and not stopped:
+                [holder] = agents_of(device)
+                os.kill(holder, signal.SIGSTOP)
+                stopped.append(holder)
+
+        first, second = ssh.connect(device, silence_s=1.0), connect(device)
+        try:
+            with pytest.raises(TransportLostError, match="silent for 1 s"):
+                ship(first, device, files, stop)
+            arrived = part.stat().st_size
+            assert arrived > 0
+            assert ship(second, device, files) == file[2] - arrived
+            stored = Path(device.root, "blobs", "sha256", file[0])
+            assert stored.read_bytes() == file[1].read_bytes()
+        finally:
+            os.kill(stopped[0], signal.SIGCONT)
+        wait_until(lambda: not agents_of(device), "the first agent does not end")
+        assert stored.read_bytes() == file[1].read_bytes()
+        assert ship(second, device, files) == 0
+        assert list(part.parent.iterdir()) == [], "what the first one left is cleared away"
+        second.close()
+
+    def test_two_hosts_that_send_the_same_do_no_harm(self, device: Device, file: Any) -> None:
+        files = {file[0]: (file[1], file[2])}
+        with ThreadPoolExecutor(2) as pool:
+            links = [connect(device), connect(device)]
+            sent = list(pool.map(lambda link: ship(link, device, files), links))
+        assert min(sent) >= 0
+        assert Path(device.root, "blobs", "sha256", file[0]).read_bytes() == file[1].read_bytes()
+        assert ship(links[0], device, files) == 0
+        assert list(Path(device.root, "incoming").iterdir()) == []
+        for link in links:
+            link.close()
+
+    def test_a_link_that_is_dead_towards_the_device_is_noticed(self, device: Device, file: Any) -> None:
+        with Chaos(device.port, stall_after=2 * MEBIBYTE) as chaos:
+            far = dataclasses.replace(device, port=chaos.port)
+            transport = connect(far)
+            started = time.monotonic()
+            with pytest.raises(TransportLostError):
+                ship(transport, far, {file[0]: (file[1], file[2])})
+            assert time.monotonic() - started < 30

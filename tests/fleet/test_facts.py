@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable
@@ -19,7 +18,6 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.facts import facts_of, read_facts
 from toggle_edge.fleet.fake import FakeTransport
 from toggle_edge.fleet.local import LocalTransport
-from toggle_edge.fleet.shipping import ship
 
 DEVICE = Device(name="fake", transport="local", root="root")
 
@@ -28,7 +26,7 @@ def test_our_own_agents_facts_are_read(tmp_path: Path) -> None:
     device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
     facts = facts_of(LocalTransport(tmp_path), device)
     assert facts.python.count(".") == 2
-    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 4)
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (4, [1, 2, 3, 4], 4)
     assert facts.memory_bytes > 0
 
 
@@ -58,38 +56,6 @@ def test_what_is_no_facts_at_all_is_refused(data: Any) -> None:
         facts_of(FakeTransport(lambda question: [{"event": "result", "facts": data}]), DEVICE)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {},
-        {"missing": "all", "partial": {}},
-        {"missing": [], "partial": {"a": "b"}},
-        {"missing": [3], "partial": {}},
-        {"missing": [], "partial": {}, "more": 1},
-    ],
-)
-def test_an_answer_that_does_not_fit_is_refused(tmp_path: Path, answer: dict[str, Any]) -> None:
-    transport = FakeTransport(lambda question: [{"event": "result", **answer}])
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(AgentError, match="the agent's answer: Missing"):
-        ship(transport, DEVICE, {hashlib.sha256(b"x").hexdigest(): (tmp_path / "file", 1)})
-
-
-@pytest.mark.parametrize("size", [-1, 10**30])
-def test_a_part_of_impossible_size_is_started_over(tmp_path: Path, size: int) -> None:
-    digest = hashlib.sha256(b"x").hexdigest()
-    (tmp_path / "file").write_bytes(b"x")
-
-    def answer(question: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        if question["command"] == "missing":
-            return [{"event": "result", "missing": [digest], "partial": {digest: size}}]
-        return [{"event": "result", "committed": [digest], "refused": []}]
-
-    transport = FakeTransport(answer)
-    assert ship(transport, DEVICE, {digest: (tmp_path / "file", 1)}) == 1
-    assert transport.files[f"root/incoming/{digest}.part"] == b"x"
-
-
 def protocol_error() -> dict[str, Any]:
     return {"event": "error", "kind": "protocol", "message": "m", "protocol": 1, "agent_version": "0.0.9"}
 
@@ -109,13 +75,13 @@ def test_an_older_agent_at_our_agents_place_is_replaced_once() -> None:
 def test_an_agent_that_stays_another_is_refused_with_both_versions() -> None:
     transport = FakeTransport(lambda question: [protocol_error()])
     with pytest.raises(
-        AgentError, match=r"this host speaks protocol 3, the agent there 1 \(version '0.0.9'\)"
+        AgentError, match=r"this host speaks protocol 4, the agent there 1 \(version '0.0.9'\)"
     ):
         request(transport, DEVICE, "facts")
     assert len(transport.requests) == 2
 
 
-@pytest.mark.parametrize("theirs", [2, 4, "3", None])
+@pytest.mark.parametrize("theirs", [3, 5, "4", None])
 def test_a_real_agent_tells_another_protocol_which_side_to_upgrade(tmp_path: Path, theirs: Any) -> None:
     device = Device(name="here", transport="local", root=str(tmp_path / "device"), python=sys.executable)
     transport = LocalTransport(tmp_path)
@@ -125,8 +91,8 @@ def test_a_real_agent_tells_another_protocol_which_side_to_upgrade(tmp_path: Pat
     command = [device.python, "-I", "-S", path, "serve"]
     transport.run(command, json.dumps(question).encode() + b"\n", lines.append, 30)
     event = json.loads(lines[-1])
-    assert (event["kind"], event["protocol"]) == ("protocol", 3)
-    side = "the agent on this device" if theirs == 4 else "toggle-edge on the host"
+    assert (event["kind"], event["protocol"]) == ("protocol", 4)
+    side = "the agent on this device" if theirs == 5 else "toggle-edge on the host"
     assert f"upgrade {side}" in event["message"]
 
 

@@ -539,10 +539,11 @@ class TestStandingAlone:
         archive.write_bytes(agent_client.agent_archive())
         code = (
             f"import sys, os; sys.path.insert(0, {str(archive)!r})\n"
-            "from toggle_runtime import agent, serving\n"
+            "from toggle_runtime import serving\n"
+            "from toggle_runtime.commands import device\n"
             "def noisy(request, wire):\n"
             "    print('stray'); os.write(1, b'stray'); return {'answer': 1}\n"
-            "agent.COMMANDS['facts'] = noisy\n"
+            "device.facts = noisy\n"
             "serving.serve()\n"
         )
         line = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import subprocess
@@ -23,7 +24,6 @@ from scripted_workers import (
     prepared,
 )
 from toggle_runtime import PROTOCOL_VERSION
-from toggle_runtime.blobs import blob_of
 from toggle_runtime.records import (
     Blob,
     EnergySample,
@@ -44,6 +44,7 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.local import LocalTransport
 from toggle_edge.fleet.shipping import ship
+from toggle_edge.fleet.transport import Feed, nothing_more
 
 SHORT = dataclasses.replace(PLAN, passes=["parity", "verify", "latency", "memory"], restarts=1)
 
@@ -145,7 +146,7 @@ def test_another_protocol_is_refused_with_the_side_to_upgrade(bench: Bench) -> N
             [bench.device.python, "-I", "-S", path, "serve"], input=line, capture_output=True
         )
         event = json.loads(done.stdout)
-        assert (event["kind"], event["protocol"], event["agent_version"]) == ("protocol", 3, "0.1.0")
+        assert (event["kind"], event["protocol"], event["agent_version"]) == ("protocol", 4, "0.1.0")
         assert side in event["message"]
 
 
@@ -153,10 +154,10 @@ def test_facts_name_this_interpreter_and_nothing_foreign(bench: Bench) -> None:
     facts = facts_of(bench.transport, bench.device)
     assert interpreter(facts.python.rpartition(".")[0]) == bench.device.python
     assert facts.modules == []
-    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (3, [1, 2, 3, 4], 4)
+    assert (facts.protocol, facts.manifest_versions, facts.record_version) == (4, [1, 2, 3, 4], 4)
 
 
-def test_a_part_of_an_upload_is_committed_or_refused(bench: Bench, tmp_path: Path) -> None:
+def test_what_arrives_is_stored_or_refused(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     with pytest.raises(Exception, match="expected sha256 0000"):
@@ -181,8 +182,6 @@ print(json.dumps({
 
 
 def test_signatures_and_records_are_read_as_the_host_reads_them(python: str, tmp_path: Path) -> None:
-    import hashlib
-
     manifest = make_bundle(tmp_path / "bundle").manifest
     record = RunRecord(
         version=2,
@@ -220,34 +219,33 @@ print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)
 def test_the_control_plane_stays_small(
     bench: Bench, set_worker: Callable[[str], None], tmp_path: Path
 ) -> None:
-    """The most that was ever resident of the agent, while it looks, verifies 50 MB, unpacks wheels, watches a run."""
+    """The most that was ever resident of the agent, while it looks, receives 50 MB, unpacks wheels, watches a run."""
     set_worker(HONEST)
     archive = agent_client.install(bench.transport, bench.device)
 
-    def peak_kib(command: str, **fields: Any) -> int:
+    def peak_kib(command: str, feed: Feed = nothing_more, **fields: Any) -> int:
         question = {**fields, "protocol": PROTOCOL_VERSION, "command": command, "root": bench.device.root}
+        lines: list[bytes] = []
         # Started by a small process of its own: a process counts what was resident where it was forked.
-        done = subprocess.run(
+        done = bench.transport.run(
             [bench.device.python, "-I", "-S", "-c", PEAK, archive],
-            input=json.dumps(question).encode() + b"\n",
-            capture_output=True,
+            json.dumps(question).encode() + b"\n",
+            lines.append,
+            120.0,
+            feed,
         )
-        assert json.loads(done.stdout.splitlines()[-1])["event"] == "result", done
+        assert json.loads(lines[-1])["event"] == "result", done
         return int(done.stderr.split()[-1])
 
-    blob = tmp_path / "blob"
-    blob.write_bytes(random.Random(0).randbytes(1 << 20) * 50)
-    digest = blob_of(blob).sha256
-    incoming = Path(bench.device.root, "incoming")
-    incoming.mkdir(exist_ok=True)
-    blob.rename(incoming / f"{digest}.part")
+    data = random.Random(0).randbytes(1 << 20) * 50
+    blob = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     wheel = make_wheel(tmp_path, "large-1-py3-none-any.whl", **{"engine/library.so": bytes(50 << 20)})
     ship(bench.transport, bench.device, {wheel.sha256: (wheel.path, wheel.size)})
     wheels = [{"sha256": wheel.sha256, "size": wheel.size, "name": wheel.name}]
     fields = {**bench.fields, "run_id": new_run_id(), "plan": dataclasses.asdict(SHORT)}
     peaks = {
         "facts": peak_kib("facts"),
-        "commit": peak_kib("commit", blobs=[{"sha256": digest, "size": 50 << 20}]),
+        "receive": peak_kib("receive", iter([data, None]).__next__, blobs=[blob]),
         "environment": peak_kib("environment", id="ab" * 32, wheels=wheels),
         "run": peak_kib("run", **fields),
     }

@@ -64,7 +64,7 @@ def test_nothing_stays_of_a_device_that_ran_something(
 
 
 def test_what_is_not_ours_stays_and_is_named(root: Path, ask: Ask) -> None:
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     (root / "Documents").mkdir()
     (root / "Documents" / "thesis").write_text("precious")
     (root / "layout.txt").write_text("notes")
@@ -74,7 +74,7 @@ def test_what_is_not_ours_stays_and_is_named(root: Path, ask: Ask) -> None:
 
 
 def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path, ask: Ask) -> None:
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("precious")
@@ -90,7 +90,7 @@ def test_links_are_removed_and_not_followed(root: Path, tmp_path: Path, ask: Ask
 def test_a_root_that_is_a_link_is_emptied(root: Path, tmp_path: Path, ask: Ask) -> None:
     (tmp_path / "card").mkdir()
     root.symlink_to(tmp_path / "card")
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     assert ask("remove", owner="me")["left"] == []
     assert list((tmp_path / "card").iterdir()) == []
 
@@ -111,14 +111,14 @@ def test_a_root_without_our_mark_is_left_alone(root: Path, tmp_path: Path, ask: 
 
 
 def test_a_root_of_another_version_is_left_alone(root: Path, ask: Ask) -> None:
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     (root / "layout").write_text("2\n")
     assert ask("remove", owner="me")["kind"] == "layout"
     assert (root / "incoming").is_dir()
 
 
 def test_it_is_refused_while_a_run_holds_the_device(root: Path, ask: Ask) -> None:
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     with hold(root, "somebody@desk", "run-1"):
         event = ask("remove", owner="me")
         assert (event["kind"], event["holder"]["owner"]) == ("lease", "somebody@desk")
@@ -127,7 +127,7 @@ def test_it_is_refused_while_a_run_holds_the_device(root: Path, ask: Ask) -> Non
 
 
 def test_it_can_be_repeated_after_an_interruption(root: Path, ask: Ask) -> None:
-    ask("missing", digests=[])
+    ask("receive", blobs=[])
     (root / "incoming").rmdir()
     assert {path.name for path in root.iterdir()} == {"agent", "layout"}
     assert ask("remove", owner="me")["left"] == []
@@ -146,7 +146,7 @@ def test_the_oldest_python_removes_too(device: Device, root: Path, tmp_path: Pat
     facts = request(transport, old, "facts")["facts"]
     assert facts["python"].startswith("3.8")
     assert (facts["root_writable"], facts["root_executable"], facts["lease"]) == (True, True, {})
-    request(transport, old, "missing", digests=[])
+    request(transport, old, "receive", blobs=[])
     assert request(transport, old, "remove", owner="me")["left"] == []
     assert not root.exists()
 

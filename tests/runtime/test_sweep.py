@@ -234,7 +234,7 @@ class TestLayout:
         Path(device.root).mkdir()
         Path(device.root, "layout").write_text(text)
         before = sorted(Path(device.root).rglob("*"))
-        event = exchange(transport, device, "missing", digests=[])
+        event = exchange(transport, device, "receive", blobs=[])
         assert (event["event"], event["kind"]) == ("error", "layout")
         assert "upgrade this host, or choose another `root`" in event["message"]
         assert [each for each in sorted(Path(device.root).rglob("*")) if "agent" not in each.parts] == before

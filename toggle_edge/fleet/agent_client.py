@@ -18,7 +18,7 @@ from toggle_runtime.wire import HEARTBEAT
 
 from toggle_edge.errors import AgentError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.transport import Transport
+from toggle_edge.fleet.transport import Feed, Transport, nothing_more
 
 Event = dict[str, Any]
 OnProgress = Callable[[Event], None]
@@ -102,10 +102,13 @@ def request(
     *,
     on_progress: OnProgress = ignore_progress,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    feed: Feed = nothing_more,
     **fields: Any,
 ) -> Event:
     """Send one command to the agent and return its result event. Raises AgentError for an error event too."""
-    event = exchange(transport, device, command, on_progress=on_progress, timeout_s=timeout_s, **fields)
+    event = exchange(
+        transport, device, command, on_progress=on_progress, timeout_s=timeout_s, feed=feed, **fields
+    )
     if event["event"] == "error":
         raise AgentError(f"device {device.name!r}: {command}: {event.get('kind')}: {event.get('message')}")
     return event
@@ -118,6 +121,7 @@ def exchange(
     *,
     on_progress: OnProgress = ignore_progress,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    feed: Feed = nothing_more,
     **fields: Any,
 ) -> Event:
     """Like `request`, but an error event is returned, for callers that act on its `kind`.
@@ -125,9 +129,9 @@ def exchange(
     An agent of another protocol at our agent's place is replaced by ours, once; if it then still speaks another
     one, that is an AgentError.
     """
-    event = _converse(transport, device, command, fields, on_progress, timeout_s, anew=False)
+    event = _converse(transport, device, command, fields, on_progress, timeout_s, feed, anew=False)
     if event.get("kind") == "protocol":
-        event = _converse(transport, device, command, fields, on_progress, timeout_s, anew=True)
+        event = _converse(transport, device, command, fields, on_progress, timeout_s, feed, anew=True)
     if event.get("kind") == "protocol":
         raise AgentError(
             f"device {device.name!r}: this host speaks protocol {toggle_runtime.PROTOCOL_VERSION}, the agent there "
@@ -144,6 +148,7 @@ def _converse(
     fields: Event,
     on_progress: OnProgress,
     timeout_s: float,
+    feed: Feed,
     *,
     anew: bool,
 ) -> Event:
@@ -168,7 +173,11 @@ def _converse(
             on_progress(event)
 
     completed = transport.run(
-        [device.python, "-I", "-S", path, "serve"], (json.dumps(question) + "\n").encode(), take, timeout_s
+        [device.python, "-I", "-S", path, "serve"],
+        (json.dumps(question) + "\n").encode(),
+        take,
+        timeout_s,
+        feed,
     )
     if not final:
         tail = "\n".join(completed.stderr.strip().splitlines()[-_STDERR_LINES:])

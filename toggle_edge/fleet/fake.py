@@ -8,43 +8,47 @@ from pathlib import Path
 from typing import Any
 
 from toggle_edge.errors import TransportError, TransportLostError
-from toggle_edge.fleet.transport import Completed, LineSplitter, OnBytes, OnLine, ignore_bytes
+from toggle_edge.fleet.transport import Completed, Feed, LineSplitter, OnLine, nothing_more
 
 Answer = Callable[[dict[str, Any]], Iterable[dict[str, Any] | bytes]]
 """From a request to what the agent prints: events, or raw bytes where it should misbehave."""
 
 
 class FakeTransport:
-    """Keeps every request in `requests`. `cut_after` uploaded bytes the link is lost, once."""
+    """Keeps every request in `requests`, and in `fed` what the last one was fed with: after each event all there is.
+
+    After `cut_after` bytes of that the link is lost, once.
+    """
 
     def __init__(self, answer: Answer, cut_after: int | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[dict[str, Any]] = []
-        self.uploaded = 0
+        self.fed = b""
         self.closed = False
         self._answer = answer
         self.cut_after = cut_after
 
-    def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
+    def run(
+        self,
+        command: Sequence[str],
+        stdin: bytes,
+        on_line: OnLine,
+        timeout_s: float,
+        feed: Feed = nothing_more,
+    ) -> Completed:
         question = json.loads(stdin)
         self.requests.append(question)
+        self.fed = b""
         lines = LineSplitter(on_line)
         for event in self._answer(question):
             lines.feed(event if isinstance(event, bytes) else json.dumps(event).encode() + b"\n")
+            while piece := feed():
+                self._take(piece)
         lines.end()
         return Completed(0, "")
 
-    def upload(self, local: Path, remote: str, offset: int = 0, on_bytes: OnBytes = ignore_bytes) -> None:
-        data = local.read_bytes()
-        kept = self.files.get(remote, b"")[:offset] if offset else b""
-        if self.cut_after is not None and self.uploaded + len(data) - offset > self.cut_after:
-            arrived = self.cut_after - self.uploaded
-            self.files[remote] = kept + data[offset : offset + arrived]
-            self.uploaded, self.cut_after = self.cut_after, None
-            raise TransportLostError(f"fake: the link was lost while {remote} was being written")
-        self.files[remote] = kept + data[offset:]
-        self.uploaded += len(data) - offset
-        on_bytes(len(data))
+    def upload(self, local: Path, remote: str) -> None:
+        self.files[remote] = local.read_bytes()
 
     def download(self, remote: str, local: Path, max_bytes: int) -> None:
         if remote not in self.files:
@@ -66,3 +70,9 @@ class FakeTransport:
 
     def close(self) -> None:
         self.closed = True
+
+    def _take(self, piece: bytes) -> None:
+        self.fed += piece
+        if self.cut_after is not None and len(self.fed) > self.cut_after:
+            self.fed, self.cut_after = self.fed[: self.cut_after], None
+            raise TransportLostError("fake: the link was lost")

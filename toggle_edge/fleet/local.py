@@ -12,20 +12,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from toggle_edge.errors import TransportError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.transport import (
     MAX_STDERR_BYTES,
     Completed,
+    Feed,
     LineSplitter,
-    OnBytes,
     OnLine,
     Transport,
-    ignore_bytes,
+    nothing_more,
 )
-
-_CHUNK = 1 << 20
 
 
 def connect(device: Device) -> Transport:
@@ -38,7 +37,14 @@ class LocalTransport:
     def __init__(self, home: Path) -> None:
         self._home = home
 
-    def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
+    def run(
+        self,
+        command: Sequence[str],
+        stdin: bytes,
+        on_line: OnLine,
+        timeout_s: float,
+        feed: Feed = nothing_more,
+    ) -> Completed:
         deadline = time.monotonic() + timeout_s
         with _refusals(f"cannot run {command[0]}"):
             process = subprocess.Popen(
@@ -51,25 +57,16 @@ class LocalTransport:
             )
         with process:
             try:
-                return _converse(process, stdin, on_line, deadline)
+                return _converse(process, stdin, on_line, deadline, feed)
             except TimeoutError as exc:
                 raise TransportError(f"{command[0]} did not finish within {timeout_s:g} s") from exc
             finally:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def upload(self, local: Path, remote: str, offset: int = 0, on_bytes: OnBytes = ignore_bytes) -> None:
-        mode = "r+b" if offset else "wb"
-        with (
-            _refusals(f"cannot write {remote}"),
-            local.open("rb") as source,
-            (self._home / remote).open(mode) as target,
-        ):
-            source.seek(offset)
-            target.seek(offset)
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-                on_bytes(source.tell())
+    def upload(self, local: Path, remote: str) -> None:
+        with _refusals(f"cannot write {remote}"):
+            shutil.copyfile(local, self._home / remote)
 
     def download(self, remote: str, local: Path, max_bytes: int) -> None:
         with _refusals(f"cannot read {remote}"):
@@ -96,21 +93,28 @@ class LocalTransport:
         """Nothing is held open."""
 
 
-def _converse(process: subprocess.Popen[bytes], stdin: bytes, on_line: OnLine, deadline: float) -> Completed:
+def _converse(
+    process: subprocess.Popen[bytes], stdin: bytes, on_line: OnLine, deadline: float, feed: Feed
+) -> Completed:
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise ValueError("the command needs all three pipes")
-    with suppress(BrokenPipeError):  # a command that does not read; its exit status tells
-        process.stdin.write(stdin)
-        process.stdin.close()
     lines, stderr = LineSplitter(on_line), b""
+    source = _Stdin(process.stdin, stdin, feed)
     with selectors.DefaultSelector() as selector:
         for stream in (process.stdout, process.stderr):
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
+            # Neither waits for the other: a command may speak before it has read everything.
+            if full := source.fill():
+                selector.register(process.stdin, selectors.EVENT_WRITE)
             ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if full:
+                selector.unregister(process.stdin)
             if not ready:
                 raise TimeoutError
-            for key, _ in ready:
+            for key, events in ready:
+                if events & selectors.EVENT_WRITE:
+                    continue
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)
@@ -124,6 +128,35 @@ def _converse(process: subprocess.Popen[bytes], stdin: bytes, on_line: OnLine, d
     except subprocess.TimeoutExpired as exc:
         raise TimeoutError from exc
     return Completed(max(status, -1), stderr.decode("utf-8", "replace"))
+
+
+class _Stdin:
+    """What a command reads, written as far as it takes it."""
+
+    def __init__(self, stream: IO[bytes], first: bytes, feed: Feed) -> None:
+        self._stream = stream
+        self._rest = memoryview(first)
+        self._feed = feed
+        os.set_blocking(stream.fileno(), False)
+
+    def fill(self) -> bool:
+        """Whether there is more, which does not fit yet."""
+        while not self._stream.closed:
+            if not self._rest:
+                piece = self._feed()
+                if piece == b"":
+                    return False
+                if piece is None:
+                    self._stream.close()
+                    continue
+                self._rest = memoryview(piece)
+            try:
+                self._rest = self._rest[os.write(self._stream.fileno(), self._rest) :]
+            except BlockingIOError:
+                return True
+            except BrokenPipeError:  # a command that does not read; its exit status tells
+                self._stream.close()
+        return False
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def add_device(
         facts = facts_of(transport, device)
         _require_own_root(facts, device)
         # The first command that is not a look makes the root ours, and so shows that it can be written.
-        request(transport, device, "missing", digests=[])
+        request(transport, device, "receive", blobs=[])
     finally:
         transport.close()
     choice = choose(facts)

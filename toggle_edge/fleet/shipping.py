@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from toggle_runtime.records import RecordError, from_data
 
-from toggle_edge.errors import AgentError, FleetError, TransportError, TransportLostError
+from toggle_edge.errors import AgentError, FleetError, TransportLostError
 from toggle_edge.fleet.agent_client import Event, OnProgress, ignore_progress, request
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.transport import Transport
+from toggle_edge.fleet.transport import SILENCE_S, Transport
 
-Answer = TypeVar("Answer")
 Files = Mapping[str, tuple[Path, int]]
 """Digest to path and size."""
 
 
-@dataclass(frozen=True)
-class Missing:
-    """The agent's answer to `missing`: what it lacks, and how many bytes of each have arrived."""
+CHUNK_BYTES = 4 << 20
+"""What may be under way to the device at most, not yet taken there: what a lost link can cost to send again."""
 
-    missing: list[str]
-    partial: dict[str, int]
+_PIECE_BYTES = 256 << 10
+_LONGEST_S = 7 * 86400.0
+"""As long as it goes on: a link that does not is noticed."""
+
+_MOST_BLOBS = 256
+"""Most blobs that an agent takes in one request."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Committed:
-    """The agent's answer to `commit`."""
+class Received:
+    """The agent's answer to `receive`: what its store holds now, and what arrived damaged."""
 
-    committed: list[str]
+    stored: list[str]
     refused: list[Refused]
 
 
@@ -50,6 +50,15 @@ def ship(
     What the store holds is not sent, what was sent in part is continued. A blob that arrives damaged is sent
     once more from the start. Raises FleetError when it is damaged again.
     """
+    digests = sorted(files)
+    batches = [digests[first : first + _MOST_BLOBS] for first in range(0, len(digests), _MOST_BLOBS)]
+    return sum(
+        _ship_batch(transport, device, {digest: files[digest] for digest in batch}, on_progress)
+        for batch in batches
+    )
+
+
+def _ship_batch(transport: Transport, device: Device, files: Files, on_progress: OnProgress) -> int:
     sent, refused = _ship_once(transport, device, files, on_progress)
     if refused:
         more, refused = _ship_once(transport, device, {d: files[d] for d in refused}, on_progress)
@@ -66,40 +75,111 @@ def ship(
 def _ship_once(
     transport: Transport, device: Device, files: Files, on_progress: OnProgress
 ) -> tuple[int, dict[str, str]]:
-    """Upload what is missing and commit it. Bytes sent, and what was refused: digest -> message."""
-    answer = _checked(Missing, request(transport, device, "missing", digests=sorted(files)), device)
-    wanted = sorted(digest for digest in answer.missing if digest in files)
-    if not wanted:
-        return 0, {}
-    partial = answer.partial
-    # More than the whole cannot be a beginning of it: start over.
-    offsets = {d: partial.get(d, 0) if 0 <= partial.get(d, 0) <= files[d][1] else 0 for d in wanted}
-    total = sum(files[digest][1] - offsets[digest] for digest in wanted)
-    done = 0
-    for digest in wanted:
-        path, offset = files[digest][0], offsets[digest]
-
-        def tell(position: int, before: int = done - offset) -> None:
-            on_progress({"event": "progress", "step": "upload", "done": before + position, "of": total})
-
-        try:
-            transport.upload(path, f"{device.root}/incoming/{digest}.part", offset, tell)
-        except TransportLostError:
-            raise  # what has arrived is where the next attempt goes on
-        except TransportError:
-            # The device refuses, most likely for a full disk: a part that cannot grow must not stay on it.
-            with suppress(FleetError):
-                request(transport, device, "discard", digests=[digest])
-            raise
-        done += files[digest][1] - offset
-    blobs = [{"sha256": digest, "size": files[digest][1]} for digest in wanted]
-    committed = _checked(Committed, request(transport, device, "commit", blobs=blobs), device)
-    return done, {entry.sha256: entry.message for entry in committed.refused if entry.sha256 in files}
-
-
-def _checked(kind: type[Answer], event: Event, device: Device) -> Answer:
-    """The agent's answer as a value. Raises AgentError when it is not one."""
+    """Send what is missing. Bytes sent, and what was refused: digest -> message."""
+    stream = _Stream(device, files, on_progress)
+    event = request(
+        transport,
+        device,
+        "receive",
+        on_progress=stream.hear,
+        timeout_s=_LONGEST_S,
+        feed=stream.feed,
+        blobs=[{"sha256": digest, "size": size} for digest, (_, size) in files.items()],
+    )
     try:
-        return from_data(kind, {key: value for key, value in event.items() if key != "event"})
+        answer = from_data(Received, {key: value for key, value in event.items() if key != "event"})
     except RecordError as exc:
         raise AgentError(f"device {device.name!r}: the agent's answer: {exc}") from exc
+    stream.end()
+    refused = {each.sha256: each.message for each in answer.refused}
+    if {*answer.stored, *refused} != set(files):
+        raise AgentError(
+            f"device {device.name!r}: expected to hear of {len(files)} blobs whether they are stored, "
+            f"heard of {len({*answer.stored, *refused} & set(files))}"
+        )
+    return stream.sent, refused
+
+
+class _Stream:
+    """The bytes that the device lacks, one blob after the other, with at most CHUNK_BYTES of them under way."""
+
+    def __init__(self, device: Device, files: Files, on_progress: OnProgress) -> None:
+        self.sent = 0
+        self._device = device
+        self._files = files
+        self._on_progress = on_progress
+        self._pieces: Iterator[bytes] | None = None
+        self._total = self._taken = 0
+
+    def hear(self, event: Event) -> None:
+        """What the agent says on the way. Raises AgentError for what cannot be so."""
+        step = event.get("step")
+        if step == "missing" and self._pieces is None:
+            self._begin(event.get("missing"))
+        elif step == "taken":
+            self._take(event.get("bytes"), event.get("waiting_s"))
+        else:
+            self._on_progress(event)
+
+    def feed(self) -> bytes | None:
+        """The next bytes; see `transport.Feed`. Raises FleetError where a file cannot be read."""
+        if self._pieces is None or self.sent + _PIECE_BYTES - self._taken > CHUNK_BYTES:
+            return b""
+        piece = next(self._pieces, None)
+        self.sent += len(piece or b"")
+        return piece
+
+    def end(self) -> None:
+        """Everything has been taken."""
+        self._taken = self.sent
+        self._tell()
+
+    def _begin(self, missing: object) -> None:
+        known = {digest: size for digest, (_, size) in self._files.items()}
+        waiting = []
+        for entry in missing if isinstance(missing, list) else [missing]:
+            match entry:
+                case [str(digest), int(at)] if 0 <= at <= known.pop(digest, -1):
+                    waiting.append((digest, at))
+                case _:
+                    raise AgentError(
+                        f"device {self._device.name!r}: expected the blobs that are missing, each once, and how much "
+                        f"of them is there, got {str(entry)[:80]}"
+                    )
+        self._total = sum(self._files[digest][1] - at for digest, at in waiting)
+        self._pieces = _pieces([(*self._files[digest], at) for digest, at in waiting])
+
+    def _take(self, taken: object, waiting_s: object) -> None:
+        if type(taken) is not int or not self._taken <= taken <= self.sent:
+            raise AgentError(
+                f"device {self._device.name!r}: expected how much it took of {self.sent} bytes, got {str(taken)[:80]}"
+            )
+        self._taken = taken
+        if taken < self.sent and isinstance(waiting_s, float) and waiting_s > SILENCE_S:
+            raise TransportLostError(
+                f"device {self._device.name!r}: the link was lost in one direction: the device has waited for "
+                f"{SILENCE_S:g} s for bytes that were sent"
+            )
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._total:
+            self._on_progress({"event": "progress", "step": "upload", "done": self._taken, "of": self._total})
+
+
+def _pieces(parts: list[tuple[Path, int, int]]) -> Iterator[bytes]:
+    """Files of a path and size from some byte on. Raises FleetError where one is not as long as it was."""
+    for path, size, at in parts:
+        try:
+            with path.open("rb") as source:
+                source.seek(at)
+                while at < size:
+                    piece = source.read(min(_PIECE_BYTES, size - at))
+                    if not piece:
+                        raise FleetError(
+                            f"{path}: expected {size} bytes, it ends after {at}; export it again"
+                        )
+                    at += len(piece)
+                    yield piece
+        except OSError as exc:
+            raise FleetError(f"{path}: cannot be read: {exc.strerror or exc}") from exc

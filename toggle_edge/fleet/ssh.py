@@ -1,81 +1,37 @@
 """SSH on paramiko, with a pinned host key and our own idea of when a link is dead.
 
-Every operation is watched: when the socket delivers nothing for `silence_s`, the connection is closed. Large files are
-streamed to a small program there, which says how far it has written: SFTP asks for an answer to every 32 KiB.
+Every operation is watched: when the socket delivers nothing for `silence_s`, the connection is closed. What is large
+goes to the stdin of the agent, which says how far it is: SFTP asks for an answer to every 32 KiB.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import paramiko
 
 from toggle_edge.errors import TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.shell_words import joined
-from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, SILENCE_S, AnyLink, watched
+from toggle_edge.fleet.ssh_links import CONNECT_TIMEOUT_S, AnyLink, watched
 from toggle_edge.fleet.ssh_login import login
 from toggle_edge.fleet.transport import (
     MAX_STDERR_BYTES,
+    SILENCE_S,
     Completed,
+    Feed,
     LineSplitter,
-    OnBytes,
     OnLine,
     Transport,
-    ignore_bytes,
+    nothing_more,
 )
 
-CHUNK_BYTES = 4 << 20
-"""What may be under way to the device at most, not yet written there: what a lost link can cost to send again."""
-
-_STREAMED_BYTES = 1 << 18  # smaller files do not gain
 _WRITE_BYTES = 32 << 10  # larger SFTP writes are split badly and collapse the throughput
 _POLL_S = 0.2
-
-# It writes at positions, so that one that is still at work after its link was lost does no harm to its successor; and
-# to the disk as data arrives, since the commit that follows would wait for all of it.
-_RECEIVER = """\
-import json, os, sys, threading, time
-def heading():
-    text = b""
-    while text[-1:] != b"\\n":
-        byte = os.read(0, 1)
-        if not byte:
-            sys.exit()
-        text += byte
-    return json.loads(text.decode("utf-8"))
-try:
-    while True:
-        path, at, end = heading()
-        target = os.open(path, os.O_WRONLY | (0 if at else os.O_CREAT | os.O_TRUNC), 0o644)
-        os.lseek(target, at, 0)
-        print(at, flush=True)
-        told, spoke, synced, syncing = at, time.monotonic(), at, None
-        while at < end:
-            rest = os.read(0, min(1 << 20, end - at))
-            if not rest:
-                sys.exit("the file ended early")
-            while rest:
-                written = os.write(target, rest)
-                at, rest = at + written, rest[written:]
-            if at - told >= 1 << 20 or time.monotonic() - spoke > 1 or at == end:
-                told, spoke = at, time.monotonic()
-                print(at, flush=True)
-            if at - synced >= 1 << 25 and not (syncing and syncing.is_alive()):
-                synced, syncing = at, threading.Thread(target=os.fdatasync, args=(target,))
-                syncing.start()
-        if syncing:
-            syncing.join()
-        os.close(target)
-except OSError as exc:
-    sys.exit(exc.strerror)
-"""
 
 
 def connect(device: Device, silence_s: float = SILENCE_S) -> Transport:
@@ -100,40 +56,45 @@ class SshTransport:
         self._where = where
         self._silence_s = silence_s
         self._sftp_client: paramiko.SFTPClient | None = None
-        self._receiver: paramiko.Channel | None = None
 
-    def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
-        deadline = time.monotonic() + timeout_s
+    def run(
+        self,
+        command: Sequence[str],
+        stdin: bytes,
+        on_line: OnLine,
+        timeout_s: float,
+        feed: Feed = nothing_more,
+    ) -> Completed:
+        patience = _Patience(timeout_s, time.monotonic() + timeout_s)
         line = self._line(command)
         with self._watched(f"{command[0]} was running"):
             channel = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
             try:
                 channel.exec_command(line)
-                with suppress(OSError):  # a command that does not read; its exit status tells
-                    channel.sendall(stdin)
-                    channel.shutdown_write()
-                return self._collect(channel, LineSplitter(on_line), deadline, timeout_s)
+                lines = LineSplitter(on_line)
+                # A command that does not read, or ends before it has read all: its exit status tells.
+                if _sent(channel, stdin) and self._feed(channel, feed, lines, patience):
+                    with suppress(OSError):
+                        channel.shutdown_write()
+                return self._collect(channel, lines, patience)
             finally:
                 channel.close()
 
-    def upload(self, local: Path, remote: str, offset: int = 0, on_bytes: OnBytes = ignore_bytes) -> None:
-        with self._watched(f"{remote} was being written"), local.open("rb") as source:
-            source.seek(offset)
-            if local.stat().st_size - offset >= _STREAMED_BYTES:
-                self._stream(source, remote, offset, on_bytes)
-                return
-            with self._sftp().open(remote, "r+b" if offset else "wb") as target:
-                target.seek(offset)
-                target.set_pipelined(True)
-                while chunk := source.read(_WRITE_BYTES):
-                    target.write(chunk)
-                    on_bytes(source.tell())
-                # Nobody waits for the answers to pipelined writes, so that one that was refused shows only here.
-                kept = target.stat().st_size or 0
-                if kept < source.tell():
-                    raise TransportError(
-                        f"{self._where}: the device kept {kept} of {source.tell()} bytes of {remote}; is its disk full?"
-                    )
+    def upload(self, local: Path, remote: str) -> None:
+        with (
+            self._watched(f"{remote} was being written"),
+            local.open("rb") as source,
+            self._sftp().open(remote, "wb") as target,
+        ):
+            target.set_pipelined(True)
+            while chunk := source.read(_WRITE_BYTES):
+                target.write(chunk)
+            # Nobody waits for the answers to pipelined writes, so that one that was refused shows only here.
+            kept = target.stat().st_size or 0
+            if kept < source.tell():
+                raise TransportError(
+                    f"{self._where}: the device kept {kept} of {source.tell()} bytes of {remote}; is its disk full?"
+                )
 
     def download(self, remote: str, local: Path, max_bytes: int) -> None:
         part = local.with_name(local.name + ".part")
@@ -187,86 +148,47 @@ class SshTransport:
             raise EOFError("no SFTP channel")
         return self._sftp_client
 
-    def _collect(
-        self, channel: paramiko.Channel, lines: LineSplitter, deadline: float, timeout_s: float
-    ) -> Completed:
-        channel.settimeout(_POLL_S)
+    def _collect(self, channel: paramiko.Channel, lines: LineSplitter, patience: _Patience) -> Completed:
         stderr = b""
         data: bytes | None = None
         while data != b"":
             try:
-                data = channel.recv(1 << 16)
+                data = _heard(channel)
                 lines.feed(data)
             except TimeoutError:
                 data = None
             while channel.recv_stderr_ready():
                 stderr = (stderr + channel.recv_stderr(1 << 16))[-MAX_STDERR_BYTES:]
-            if time.monotonic() > deadline:
-                raise TransportError(f"{self._where}: the command did not finish within {timeout_s:g} s")
+            patience.require(self._where)
         lines.end()
         status = channel.recv_exit_status()
         if status == -1 and not self._client.is_active():
             raise EOFError("the connection was closed")
         return Completed(status, stderr.decode("utf-8", "replace"))
 
-    def _stream(self, source: BinaryIO, remote: str, offset: int, on_bytes: OnBytes) -> None:
-        end = source.seek(0, os.SEEK_END)
-        source.seek(offset)
-        channel = self._receiving()
-        sent, written = offset, -1  # until it is ready: what a link loses before would have to be sent again
-
-        def take(line: bytes) -> None:
-            nonlocal written
-            text = line.strip()
-            if text.isdigit() and max(written, offset) <= int(text) <= sent:
-                written = int(text)
-                on_bytes(written)
-
-        def hear() -> None:
-            answer = channel.recv(1 << 12)
-            lines.feed(answer)
-            if not answer:
-                self._refuse(channel, remote, max(0, written))
-
-        def send(data: bytes) -> None:
-            with suppress(OSError):  # it ended, and its last words, which are heard next, say why
-                channel.sendall(data)
-
-        lines = LineSplitter(take)
-        send((json.dumps([remote, offset, end]) + "\n").encode())
-        while written < 0:
-            hear()
-        while chunk := source.read(min(_WRITE_BYTES, end - sent)):
-            while channel.recv_ready() or sent + len(chunk) - written > CHUNK_BYTES:
-                hear()
-            send(chunk)
-            sent += len(chunk)
-        while written < end:
-            hear()
+    def _feed(self, channel: paramiko.Channel, feed: Feed, lines: LineSplitter, patience: _Patience) -> bool:
+        """Send what `feed` gives, hearing what comes in between. Whether the command was there to the end of it."""
+        while (piece := feed()) is not None:
+            if not _sent(channel, piece):
+                return False
+            heard = bool(piece)
+            while not heard or channel.recv_ready():
+                try:
+                    data = _heard(channel)
+                except TimeoutError:
+                    patience.require(self._where)
+                    continue
+                if not data:
+                    return False
+                lines.feed(data)
+                heard = True
+        return True
 
     def _line(self, command: Sequence[str]) -> str:
         try:
             return joined(command)
         except ValueError as exc:
             raise TransportError(f"{self._where}: {exc}") from exc
-
-    def _receiving(self) -> paramiko.Channel:
-        """The channel to a program on the device that writes what it is sent: one for all files."""
-        if self._receiver is None:
-            self._receiver = self._client.open_session(timeout=CONNECT_TIMEOUT_S)
-            program = f"exec({json.dumps(_RECEIVER)})"
-            self._receiver.exec_command(self._line([self._python, "-I", "-S", "-c", program]))
-        return self._receiver
-
-    def _refuse(self, channel: paramiko.Channel, remote: str, written: int) -> None:
-        self._receiver = None
-        ended = self._collect(channel, LineSplitter(lambda line: None), time.monotonic() + 10.0, 10.0)
-        channel.close()
-        words = ended.stderr.strip()[-200:] or f"status {ended.status}"
-        raise TransportError(
-            f"{self._where}: the device answered {words!r} while {remote} was being written (bytes there: {written}); "
-            f"is its disk full, and is {self._python!r} a Python 3.8 or later?"
-        )
 
     @contextmanager
     def _watched(self, doing: str) -> Iterator[None]:
@@ -294,3 +216,32 @@ class SshTransport:
     def _refused(self, exc: Exception) -> bool:
         # An SFTP status without errno is all that OpenSSH gives for a full disk and the like.
         return type(exc) is OSError and exc.errno is None and self._client.is_active()
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long a command may take, in seconds, and until when, on the monotonic clock."""
+
+    seconds: float
+    until: float
+
+    def require(self, where: str) -> None:
+        if time.monotonic() > self.until:
+            raise TransportError(f"{where}: the command did not finish within {self.seconds:g} s")
+
+
+def _sent(channel: paramiko.Channel, data: bytes) -> bool:
+    """Send all of it. Whether there was somebody to send it to."""
+    channel.settimeout(None)  # a full pipe is waited for; the watchdog knows a dead link
+    try:
+        channel.sendall(memoryview(data))
+    except OSError:
+        return False
+    return True
+
+
+def _heard(channel: paramiko.Channel) -> bytes:
+    """Some of a command's stdout, nothing at its end. Raises TimeoutError after a while without any."""
+    channel.settimeout(_POLL_S)
+    data: bytes = channel.recv(1 << 16)
+    return data

@@ -12,7 +12,8 @@ import paramiko
 
 from toggle_edge.errors import HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device, Jump
-from toggle_edge.fleet.ssh_links import SILENCE_S, AnyLink, Link, Tunnel, watched
+from toggle_edge.fleet.ssh_links import AnyLink, Link, Tunnel, watched
+from toggle_edge.fleet.transport import SILENCE_S
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 """Preferred, where both sides have them: one pass over the data encrypts and authenticates it."""

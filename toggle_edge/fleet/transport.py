@@ -11,12 +11,15 @@ from typing import Protocol
 from toggle_edge.errors import AgentError
 from toggle_edge.fleet.device import Device
 
+SILENCE_S = 8.0
+"""Longest silence of a live link. An agent at work speaks every 2 s; a server acknowledges what it is sent."""
+
 MAX_LINE_BYTES = 16 << 20
 MAX_STDERR_BYTES = 64 << 10
 
 OnLine = Callable[[bytes], None]
-OnBytes = Callable[[int], None]
-"""Told how many bytes of a file are on the device so far."""
+Feed = Callable[[], bytes | None]
+"""What goes to a command's stdin next: `b""` for nothing until its next line has come, None for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +30,26 @@ class Completed:
     stderr: str
 
 
+def nothing_more() -> None:
+    """The feed of a command that reads no more than its stdin."""
+
+
 class Transport(Protocol):
     """Every method raises TransportError when the device refuses, TransportLostError without a link."""
 
-    def run(self, command: Sequence[str], stdin: bytes, on_line: OnLine, timeout_s: float) -> Completed:
-        """Run a command, handing over its stdout line by line. AgentError for a huge line."""
+    def run(
+        self,
+        command: Sequence[str],
+        stdin: bytes,
+        on_line: OnLine,
+        timeout_s: float,
+        feed: Feed = nothing_more,
+    ) -> Completed:
+        """Run a command that reads `stdin` and then what `feed` gives, handing over its stdout line by line. AgentError
+        for a huge line."""
 
-    def upload(
-        self, local: Path, remote: str, offset: int = 0, on_bytes: OnBytes = lambda done: None
-    ) -> None:
-        """Write `local` from byte `offset` to the same place in `remote`; 0 starts a new file."""
+    def upload(self, local: Path, remote: str) -> None:
+        """Write a small file. What is large goes through `feed`, where it can be continued."""
 
     def download(self, remote: str, local: Path, max_bytes: int) -> None:
         """Fetch a file. Refuses one larger than `max_bytes` and leaves nothing behind."""
@@ -62,10 +75,6 @@ def connect(device: Device) -> Transport:
     module = importlib.import_module(_MODULES[device.transport])
     transport: Transport = module.connect(device)
     return transport
-
-
-def ignore_bytes(done: int) -> None:
-    """The progress callback of a caller that does not care."""
 
 
 class LineSplitter:
