@@ -1,8 +1,10 @@
 """Uploads to a device beside `scp` and `rsync`, over the same sshd on loopback, interleaved in one sitting.
 
 `OMP_NUM_THREADS=1 python benchmarks/deploy.py --rounds 7` sends the same random file with each in turn, every time over
-a new connection to an empty place, and prints the ratios of each round's times. Ours are from opening the connection to
-the file in the device's store, its digest checked there and synced; the others' end when the command does. Then it
+a new connection to an empty place, and prints the ratios of each round's times. As root, the device has a home of its
+own: what this machine's login files do at each command (of ours and of rsync, not of scp) is no part of it. Ours are
+from opening the connection to the file in the device's store, its digest checked there and synced; the others' end when
+the command does. Then it
 counts, with a proxy on the wire, what a sibling of a deployed candidate moves (2 of 30 layers changed) and what a
 resumed upload sends again. It ends with 1 where a median ratio is below 1, a sibling moves more than 10 % of the bytes,
 or a resumed upload sends more than one chunk again.
@@ -28,8 +30,10 @@ import numpy as np
 from toggle_edge.errors import TransportLostError
 from toggle_edge.fleet.chaos import Chaos
 from toggle_edge.fleet.device import Device
+from toggle_edge.fleet.namespaces import why_unavailable
 from toggle_edge.fleet.shipping import CHUNK_BYTES, Files, ship
 from toggle_edge.fleet.sshd import LoopbackSshd
+from toggle_edge.fleet.surroundings import apart
 from toggle_edge.fleet.transport import connect
 
 LAYERS, CHANGED = 30, 2
@@ -41,6 +45,7 @@ class Bench:
     """A device, and a file to send there."""
 
     device: Device
+    root: Path
     known_hosts: Path
     file: Path
     files: Files
@@ -101,9 +106,8 @@ def rsync(bench: Bench) -> None:
 
 def emptied(bench: Bench) -> None:
     """An empty device, but for the agent: that is there before the first bundle is."""
-    root = Path(bench.device.root)
     for name in ("blobs", "incoming", "copied"):
-        path = root / name
+        path = bench.root / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -176,13 +180,22 @@ def main() -> int:
     good = True
     with tempfile.TemporaryDirectory(prefix="toggle-edge-uploads-", dir=options.folder) as scratch:
         work = Path(scratch)
-        with LoopbackSshd(work / "sshd") as server:
+        together = why_unavailable()
+        print(
+            f"the device is this machine's user: {together}"
+            if together
+            else "the device has a home of its own"
+        )
+        around = None if together else apart(work / "sshd", "far-away")
+        with LoopbackSshd(work / "sshd", "far-away", around) as server:
             known_hosts = work / "known_hosts"
             scan = ["ssh-keyscan", "-p", str(server.device.port), "127.0.0.1"]
             known_hosts.write_bytes(subprocess.run(scan, capture_output=True, check=True).stdout)
-            Path(server.device.root).mkdir()
+            # Relative to the home; an absolute one stays as it is.
+            root = work / "sshd" / "home" / server.device.root
+            root.mkdir()
             file = random_file(work / "file", size, 0)
-            bench = Bench(server.device, known_hosts, file, files_of(file))
+            bench = Bench(server.device, root, known_hosts, file, files_of(file))
             rivals: dict[str, Callable[[Bench], None]] = {"ours": ours, "scp": scp, "rsync": rsync}
             for name in ("scp", "rsync"):
                 if shutil.which(name) is None:

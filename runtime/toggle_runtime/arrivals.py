@@ -84,12 +84,15 @@ class Arrival:
             self._path.unlink()
 
     def close(self) -> None:
-        """Let go of it. What has arrived stays, to be continued; a part of nothing does not."""
+        """Let go of it. What has arrived stays, to be continued; but no part of nothing, nor of what is stored."""
         if self._writing_out is not None:
             self._writing_out.join()
         if self.at == 0:
             self.discard()
         os.close(self._descriptor)
+        # Looked at after the lock is gone: who publishes the blob from now on can remove this part itself.
+        if self._final.exists():
+            remove_leftovers(self._path.parent, self.blob.sha256)
 
     def _hash_what_was_there(self) -> None:
         while self._hashed < self.at:

@@ -110,6 +110,17 @@ def test_a_part_that_somebody_holds_is_copied_not_shared(tmp_path: Path) -> None
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
+def test_who_comes_too_late_takes_its_part_along(tmp_path: Path) -> None:
+    first = Arrival(tmp_path, BLOB)
+    first.write(DATA[:300])
+    with arriving(tmp_path) as second:
+        second.write(DATA[300:])
+        second.finish()
+    assert part_of(tmp_path).exists()
+    first.close()
+    assert not part_of(tmp_path).exists()
+
+
 def test_leftovers_go_but_for_those_in_use(tmp_path: Path) -> None:
     with arriving(tmp_path) as arrival:
         arrival.write(DATA[:10])

@@ -20,7 +20,7 @@ Files = Mapping[str, tuple[Path, int]]
 CHUNK_BYTES = 4 << 20
 """What may be under way to the device at most, not yet taken there: what a lost link can cost to send again."""
 
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 1 << 20
 _LONGEST_S = 7 * 86400.0
 """As long as it goes on: a link that does not is noticed."""
 

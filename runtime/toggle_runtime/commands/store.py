@@ -18,7 +18,7 @@ MOST_BLOBS = 256
 
 _STDIN = 0
 _READ_BYTES = 1 << 20
-_TELL_BYTES = 1 << 20
+_TELL_BYTES = 2 << 20
 _TELL_S = 1.0
 
 
