@@ -26,6 +26,24 @@ def test_memory_is_the_sample_or_its_reason() -> None:
     assert (missing.value, missing.reason) == (None, "no procfs")
 
 
+def test_steady_memory_is_what_was_resident_in_the_end() -> None:
+    known = measured(record(memory=MemorySample(2048, "VmHWM", steady_bytes=1024, flags=["swapped"])))
+    steady = known["memory_steady_bytes"]
+    assert (steady.value, steady.unit, steady.status, steady.reason) == (
+        1024.0,
+        "bytes",
+        "degraded",
+        "swapped",
+    )
+    for sample, reason in (
+        (MemorySample(2048, "VmHWM"), "the record does not say"),
+        (MemorySample(None, "VmHWM", "no procfs"), "no procfs"),
+        (None, "no memory pass"),
+    ):
+        missing = measured(record(memory=sample))["memory_steady_bytes"]
+        assert (missing.value, missing.status, reason in str(missing.reason)) == (None, "unavailable", True)
+
+
 def test_energy_is_gross_and_net_per_token() -> None:
     # 10 s at 5 W, of which 2 W are idle, for 1,000 tokens.
     sample = EnergySample(50_000.0, 2_000.0, 10.0, 1000, "RAPL", "package")

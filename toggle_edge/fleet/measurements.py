@@ -28,18 +28,32 @@ def measured(record: RunRecord, manifest: Manifest | None = None) -> dict[str, M
     return {
         **times,
         **utilisation(record, manifest, times),
-        "memory_bytes": _memory(record),
+        "memory_bytes": _memory(record, "peak"),
+        "memory_steady_bytes": _memory(record, "steady"),
         **_energy(record.energy, record.reason),
     }
 
 
-def _memory(record: RunRecord) -> Measurement:
+def _memory(record: RunRecord, which: str) -> Measurement:
+    """The `peak` of the worker with its children, or the `steady` state: what is resident when it has generated."""
     sample = record.memory
     if sample is None or sample.peak_bytes is None:
         reason = (sample.reason if sample else record.reason) or "the run has no memory pass"
         return unavailable("bytes", sample.method if sample else "none", reason)
     status, doubts = (DEGRADED, "; ".join(sample.flags)) if sample.flags else (OK, None)
-    return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1, None, status, doubts)
+    if which == "peak":
+        return Measurement(float(sample.peak_bytes), "bytes", sample.method, 1, None, status, doubts)
+    if sample.steady_bytes is None:
+        return unavailable("bytes", "VmRSS", "the record does not say what was resident in the end")
+    return Measurement(
+        float(sample.steady_bytes),
+        "bytes",
+        "VmRSS after generating; without children",
+        1,
+        None,
+        status,
+        doubts,
+    )
 
 
 def _energy(sample: EnergySample | None, reason: str | None) -> dict[str, Measurement]:

@@ -29,6 +29,7 @@ _SHOWN = {
     "load_cold_ms": ("load, cold", "ms", 1.0, 0),
     "load_ms": ("load, warm", "ms", 1.0, 0),
     "memory_bytes": ("peak memory", "MB", 1e-6, 1),
+    "memory_steady_bytes": ("steady memory", "MB", 1e-6, 1),
     "energy_mj_per_token": ("energy", "mJ/token", 1.0, 2),
 }
 
