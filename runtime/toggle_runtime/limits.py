@@ -8,8 +8,9 @@ from typing import ClassVar, Dict, Optional, Tuple
 
 from toggle_runtime.blobs import write_durably
 from toggle_runtime.codec import RecordError, from_json, require_version, to_json
+from toggle_runtime.conditions import disturbances
 from toggle_runtime.facts import board, cpu_model
-from toggle_runtime.records import CapacitySample
+from toggle_runtime.records import CapacitySample, PassConditions
 
 LIMITS = "limits.json"
 """The file's name in the root."""
@@ -50,7 +51,15 @@ def known_capacity(root: Path, under: Dict[str, str]) -> Optional[CapacitySample
     return kept.capacity if kept.under == under else None
 
 
-def keep_capacity(root: Path, under: Dict[str, str], capacity: CapacitySample) -> None:
-    """Keep it until the circumstances change. Raises OSError."""
+def keep_capacity(
+    root: Path, under: Dict[str, str], capacity: CapacitySample, conditions: PassConditions
+) -> bool:
+    """Keep it until the circumstances change; returns whether it was kept. Raises OSError.
+
+    Not where something disturbed it: every later run would seem to come nearer to a limit that is too low.
+    """
+    if disturbances([conditions]):
+        return False
     text = to_json(Limits(1, under, capacity))
     write_durably(root / LIMITS, text.encode("utf-8"))
+    return True

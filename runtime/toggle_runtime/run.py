@@ -224,8 +224,10 @@ def _capacity(run: Run, manifest: Manifest) -> None:
     under = limits.circumstances(run.environment.name, run.plan.threads)
     run.collected.capacity = limits.known_capacity(run.root, under)
     if run.collected.capacity is None:
+        before = snapshot(run.tree)
         sample = run.worker("capacity", manifest, CapacityResult).sample
-        limits.keep_capacity(run.root, under, sample)
+        conditions = pass_conditions("capacity", before, snapshot(run.tree))
+        limits.keep_capacity(run.root, under, sample, conditions)
         run.collected.capacity = sample
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from toggle_runtime.records import (
     CapacitySample,
     Generation,
     ModelShape,
+    PassConditions,
     RecordError,
     SustainedSample,
 )
@@ -95,7 +97,11 @@ def test_a_device_can_copy_and_multiply(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_capacity_is_kept_until_what_it_depends_on_changes(tmp_path: Path) -> None:
     under, found = limits.circumstances("e" * 16, 1), CapacitySample([1.0, 2.0], [3.0], 1)
     assert limits.known_capacity(tmp_path, under) is None
-    limits.keep_capacity(tmp_path, under, found)
+    quiet = PassConditions("capacity", {}, {}, 0.01, None, None, [])
+    for disturbed in (replace(quiet, contended="others took 40 %"), replace(quiet, throttled="heat")):
+        assert not limits.keep_capacity(tmp_path, under, found, disturbed)
+        assert limits.known_capacity(tmp_path, under) is None
+    assert limits.keep_capacity(tmp_path, under, found, quiet)
     assert limits.known_capacity(tmp_path, under) == found
     assert limits.known_capacity(tmp_path, limits.circumstances("f" * 16, 1)) is None
     assert limits.known_capacity(tmp_path, limits.circumstances("e" * 16, 2)) is None
