@@ -55,6 +55,11 @@ class Wire:
         sys.stdout = sys.stderr
         return cls(descriptor)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the host's end is known to be closed: nothing will be heard there any more."""
+        return self._gone
+
     def progress(self, **fields: Any) -> None:
         """Tell the host how far things are. Dropped when the host does not keep up."""
         line = _line(dict(fields, event="progress"))

@@ -10,17 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel
+from scripted_workers import HONEST, PLAN, archive_with, make_bundle, make_wheel, prepared
 from toggle_runtime import wire
 from toggle_runtime.blobs import blob_of
 
 from toggle_edge.errors import AgentError, FleetError, HostKeyError, TransportError, TransportLostError
 from toggle_edge.fleet import agent_client, ssh
+from toggle_edge.fleet.active import switch_in, talk
 from toggle_edge.fleet.agent_client import request
 from toggle_edge.fleet.chaos import Chaos
 from toggle_edge.fleet.deploy import run_bundle
@@ -596,6 +597,34 @@ class TestFeed:
         with pytest.raises(FleetError, match="this file is gone"):
             transport.run(["cat"], b"", lambda line: None, 60.0, feed)
         assert run(transport, ["true"])[0] == 0
+
+
+class TestTalking:
+    def test_a_device_whose_host_went_away_does_not_talk_on(
+        self, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow = """
+    if request["pass"] == "talk":
+        import time
+        for at in range(int(request["tokens"])):
+            answer("progress", step="token", token=5, at=at)
+            time.sleep(0.05)
+"""
+        marker = '    answer("progress", step="loaded")\n'
+        assert marker in HONEST
+        set_worker(monkeypatch, HONEST.replace(marker, marker + slow))
+        bundle = make_bundle(tmp_path / "bundle")
+        with closing(connect(device)) as transport:
+            prepared(transport, device, bundle, tmp_path)
+        switch_in(device, bundle, wheels=[make_wheel(tmp_path)])
+
+        def leave(token: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            talk(device, [1], 10_000, [], leave)
+        wait_until(lambda: not agents_of(device), "the device talks on")
+        assert talk(device, [1], 2, [], lambda token: None).tokens == [5, 5]
 
 
 class TestUploads:

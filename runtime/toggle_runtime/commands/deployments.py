@@ -36,6 +36,8 @@ def talk(request: Request, wire: Wire) -> Dict[str, Any]:
 
     def tell(event: Dict[str, Any]) -> None:
         wire.progress(**{key: event[key] for key in ("step", "token", "at") if key in event})
+        if wire.is_gone:  # unlike a run's, nobody fetches this answer later
+            raise RequestError("link", "the host that asked is gone")
 
     with leased(request):
         try:
