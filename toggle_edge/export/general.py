@@ -18,7 +18,7 @@ from toggle_edge.export.standins import DOMAIN, LOOKUP
 from toggle_edge.export.tracing import HIDDEN, traced
 from toggle_edge.model.load import LanguageModel
 
-GENERAL = ("gemma3_text", "gpt_neox", "mixtral", "opt", "qwen2_moe", "qwen3_moe")
+GENERAL = ("deepseek_v2", "gemma3_text", "gpt_neox", "mixtral", "opt", "qwen2_moe", "qwen3_moe")
 """Those whose traced graphs are tested to compute what torch does. Another one is a name here and a test."""
 
 NEEDED = "onnxscript"

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from toggle_edge.errors import ExportError
 from toggle_edge.export.attention import EVERYWHERE
+from toggle_edge.export.rotations import real_rotations
 from toggle_edge.export.skeleton import ATTENTION_MASK, INPUT_IDS, LOGITS, cache_names
 from toggle_edge.export.standins import put_in
 from toggle_edge.model.load import load_model
@@ -142,7 +143,7 @@ def traced(folder: Path, shape: ModelShape) -> onnx.ModelProto:
     hidden = [HIDDEN.format(block) for block in range(shape.layers)]
     try:
         module.set_attn_implementation(_FUSED)
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), real_rotations(module):
             program = torch.onnx.export(
                 whole,
                 (torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64), caches),
