@@ -97,7 +97,7 @@ def _unpacked(root: Path, wheels: List[Path]) -> Path:
 
 
 def _versions(folder: Path) -> Dict[str, str]:
-    command = [sys.executable, "-I", "-S", "-c", _TRIAL, str(folder)]
+    command = [sys.executable, "-B", "-I", "-S", "-c", _TRIAL, str(folder)]
     try:
         done = subprocess.run(
             command,

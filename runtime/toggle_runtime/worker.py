@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Dict
 
 from toggle_runtime.blobs import describe
+from toggle_runtime.imports import use_environment
 
 
 def main() -> int:
@@ -20,8 +21,7 @@ def main() -> int:
     try:
         request = json.loads(sys.stdin.readline())
         output = Path(request["output"])
-        # Appended, not inserted: nothing in the environment may shadow the standard library or ourselves.
-        sys.path.append(request["environment"])
+        use_environment(Path(request["environment"]))
         from toggle_runtime import passes  # needs numpy, which is on the path only now
 
         result = passes.PASSES[request["pass"]](

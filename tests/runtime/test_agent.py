@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -533,6 +534,36 @@ class TestStandingAlone:
         )
         assert max(after - before for before, after in itertools.pairwise(moments)) < 5.0
         assert len(moments) > 4
+
+    def test_an_agent_whose_request_never_comes_ends(self, tmp_path: Path) -> None:
+        """Over a link that died when it had been started, and whose sshd does not know."""
+        archive = tmp_path / "agent.pyz"
+        archive.write_bytes(archive_with(HONEST, serving={"REQUEST_WAIT_S = 120": "REQUEST_WAIT_S = 1"}))
+        command = [sys.executable, "-I", "-S", str(archive), "serve"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+            assert agent.stdin is not None
+            agent.stdin.write(b'{"protocol": 4, "comm')
+            agent.stdin.flush()
+            assert agent.wait(30) == -signal.SIGALRM
+
+    def test_bytes_that_stop_coming_end_an_upload_and_stay(
+        self, device: Device, transport: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        archive = archive_with(HONEST, store={"_LONGEST_WAIT_S = 600.0": "_LONGEST_WAIT_S = 1.5"})
+        monkeypatch.setattr(agent_client, "agent_archive", lambda: archive)
+        pieces = iter([b"12345", *[b""] * 100])
+        digest, heard = "0" * 64, list[Any]()
+        with pytest.raises(AgentError, match="link: the host's bytes stopped after 5, 2 s ago"):
+            request(
+                transport,
+                device,
+                "receive",
+                on_progress=heard.append,
+                feed=lambda: next(pieces) if heard else b"",
+                blobs=[{"sha256": digest, "size": 10}],
+            )
+        assert Path(device.root, "incoming", f"{digest}.part").read_bytes() == b"12345"
+        assert heard[-1]["bytes"] == 5
 
     def test_stray_prints_do_not_corrupt_the_protocol(self, tmp_path: Path) -> None:
         archive = tmp_path / "agent.pyz"

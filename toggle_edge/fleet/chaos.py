@@ -146,7 +146,12 @@ class Chaos:
                 self._count(len(passing), back)
                 if len(passing) < len(data):
                     self._break(pair)
+        # That one side has gone does not pass either.
+        while pair.stalled.is_set() and not self._done.wait(_POLL_S):
+            continue
         for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # the other pump waits there, and holds it open
             end.close()
 
     def _room(self) -> int | None:

@@ -20,6 +20,7 @@ _STDIN = 0
 _READ_BYTES = 1 << 20
 _TELL_BYTES = 2 << 20
 _TELL_S = 1.0
+_LONGEST_WAIT_S = 600.0  # nobody sends any more; a host gives up much earlier
 
 
 def receive(request: Request, wire: Wire) -> Dict[str, Any]:
@@ -78,9 +79,8 @@ class _Stream:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._taken = self._told = 0
-        self._buffer = memoryview(
-            bytearray(_READ_BYTES)
-        )  # one for all: a large one costs more to get than to fill
+        # One for all: a large one costs more to get than to fill.
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         os.set_blocking(_STDIN, False)
 
     def read(self, most: int) -> memoryview:
@@ -92,9 +92,14 @@ class _Stream:
             try:
                 count = os.readv(_STDIN, [self._buffer[:most]])
             except BlockingIOError:
+                waiting_s = time.monotonic() - waits_since
+                if waiting_s > _LONGEST_WAIT_S:
+                    raise RequestError(
+                        "link", f"the host's bytes stopped after {self._taken}, {waiting_s:.0f} s ago"
+                    ) from None
                 if not select.select([_STDIN], [], [], _TELL_S)[0]:
                     # What it was told may have been dropped; and it learns of a link that is dead in one direction.
-                    self._tell(waiting_s=time.monotonic() - waits_since)
+                    self._tell(waiting_s)
                 continue
             except OSError as exc:  # of the link, not of the disk: what has arrived must stay
                 raise RequestError("link", f"the host's bytes ended after {self._taken}: {exc}") from exc
