@@ -18,6 +18,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="toggle-edge-home-")
 os.environ["TOGGLE_EDGE_HOME"] = _HOME.name
 torch.set_num_threads(2)
 
+from architectures import CASES, built, saved  # noqa: E402
 from covered_agent import measure_agents  # noqa: E402
 from transformers import (  # noqa: E402
     AutoTokenizer,
@@ -28,6 +29,7 @@ from transformers import (  # noqa: E402
 )
 
 from toggle_edge.compress.bank import LayerBank  # noqa: E402
+from toggle_edge.export.general import why_not_traced  # noqa: E402
 from toggle_edge.export.graphs import build_skeleton  # noqa: E402
 from toggle_edge.export.skeleton import Skeleton  # noqa: E402
 from toggle_edge.model.load import LanguageModel, load_model  # noqa: E402
@@ -98,6 +100,16 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     module.half().save_pretrained(folder)
     AutoTokenizer.from_pretrained(DEMO / "model").save_pretrained(folder)
     return load_model(folder)
+
+
+@pytest.fixture(scope="session")
+def gpt_neox(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A random two-block GPT-NeoX, whose graph is traced."""
+    if (why := why_not_traced()) is not None:
+        pytest.skip(why)
+    kind, options = CASES["gpt_neox"]
+    module = built(kind, {**options, "max_position_embeddings": 256})
+    return load_model(saved(module.half(), tmp_path_factory.mktemp("gpt_neox")))
 
 
 @pytest.fixture

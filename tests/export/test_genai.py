@@ -108,6 +108,7 @@ def endless(skeleton: Skeleton) -> Skeleton:
     [
         ("tiny", WHOLE),
         ("gpt2", WHOLE),
+        ("gpt_neox", WHOLE),
         ("tiny", Structure((0,))),
         ("tiny", Structure(kv_groups=((0, 1),))),
     ],

@@ -36,6 +36,7 @@ from toggle_edge.bundle import BASELINE, CANARY, PROBES, Bundle, build_bundle
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
 from toggle_edge.export.canary import canary_of
+from toggle_edge.export.graphs import build_skeleton
 from toggle_edge.export.onnx import export_onnx
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.fleet.agent_client import agent_archive
@@ -72,11 +73,16 @@ def bundle(
     probes: tuple[Probe, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
-    folder = tmp_path_factory.mktemp("bundle")
-    config = Config.uniform(tuple(layer.name for layer in tiny.layers), Format(8, 64))
-    artifact = export_onnx(skeleton, LayerBank(tiny).compressed(config), folder / "artifact")
+    return bundle_of(tiny, skeleton, Format(8, 64), probes, tmp_path_factory.mktemp("bundle"))
+
+
+def bundle_of(
+    model: LanguageModel, skeleton: Skeleton, fmt: Format, probes: tuple[Probe, ...], folder: Path
+) -> Bundle:
+    config = Config.uniform(tuple(layer.name for layer in model.layers), fmt)
+    artifact = export_onnx(skeleton, LayerBank(model).compressed(config), folder / "artifact")
     (folder / "probes.json").write_text(probes_to_json(probes))
-    baseline = baseline_outputs(tiny.module, probes, free_running=True)
+    baseline = baseline_outputs(model.module, probes, free_running=True)
     write_reduced(
         folder / "baseline.npz",
         [
@@ -91,16 +97,16 @@ def bundle(
             for probe, outputs in zip(probes, baseline, strict=True)
         ],
     )
-    candidate = LayerBank(tiny).assemble(config)
+    candidate = LayerBank(model).assemble(config)
     write_canary(
         folder / "canary.npz",
-        canary_of(candidate, probes[0].tokens, vocabulary=512, context_tokens=tiny.shape.context_tokens),
+        canary_of(candidate, probes[0].tokens, vocabulary=512, context_tokens=model.shape.context_tokens),
     )
     return build_bundle(
         folder / "bundle",
         artifact,
         config=config,
-        shape=tiny.shape,
+        shape=model.shape,
         specification=SPECIFICATION,
         default_mode="optimal",
         extra={
@@ -176,6 +182,27 @@ def test_verify_computes_the_hosts_signals_up_to_kernel_noise(
     (judged,) = (from_data(ModeVerdict, mode) for mode in result["modes"])
     assert {verdict.property for verdict in judged.verdicts} == set(SPECIFICATION["optimal"].properties)
     assert result["environment"]["execution_provider"] == "CPUExecutionProvider"
+
+
+def test_a_traced_graph_runs_as_the_others_do(
+    gpt_neox: LanguageModel, probes: tuple[Probe, ...], environment: Path, tmp_path: Path
+) -> None:
+    traced = bundle_of(gpt_neox, build_skeleton(gpt_neox, tmp_path), Format(8, 32), probes, tmp_path)
+    results = {}
+    for name in ("parity", "verify", "latency"):
+        (tmp_path / name).mkdir()
+        status, events = run_pass(name, traced, environment, tmp_path / name, generations=1, warmups=0)
+        results[name] = result_of(events)
+        assert status == 0
+    assert from_data(ParitySample, results["parity"]["sample"]).max_abs_logit_difference <= 1e-4
+    assert from_data(LatencySample, results["latency"]["sample"]).load_ns > 0
+    traces, _ = read_traces(tmp_path / "verify" / "output" / results["verify"]["traces"])
+    candidate = LayerBank(gpt_neox).assemble(Config.from_json(traced.manifest.config))
+    host = traces_of(candidate, probes, baseline_outputs(gpt_neox.module, probes, free_running=True))
+    for ours, theirs in zip(traces, host, strict=True):
+        assert ours.lower.keys() == theirs.signals.keys()
+        for name in ("jsd", "attention"):
+            np.testing.assert_allclose(ours.lower[name], theirs.signals[name], atol=0.1, err_msg=name)
 
 
 def test_the_workers_process_holds_numpy_and_the_engine_and_nothing_else(

@@ -11,8 +11,8 @@ from toggle_edge.model.load import LanguageModel
 
 GENAI_FILE = "genai_config.json"
 
-TYPES: Mapping[str, str] = {"gpt2": "decoder"}
-"""What genai calls an architecture, where its own name stands for other inputs and outputs than our graphs have."""
+DECODER = "decoder"
+"""What genai calls any model with inputs and outputs like our graphs'; by their own names it expects others of some."""
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -26,11 +26,12 @@ _SAMPLING: Mapping[str, Any] = {
 """The model's own of these are kept, in generation_config.json's words, which are genai's too; else greedy."""
 
 
-def genai_config(model: LanguageModel) -> Mapping[str, Any]:
+def genai_config(model: LanguageModel, kind: str | None = None) -> Mapping[str, Any]:
     """What onnxruntime-genai needs to know to open a graph of ours: names, sizes, special tokens, sampling.
 
-    Special tokens that the model does not name are left out; shorter texts of a batch are filled up with the end token
-    then. Raises ExportError when generation_config.json cannot be read.
+    `kind` is what genai calls the architecture, None for its own name. Special tokens that the model does not name are
+    left out; shorter texts of a batch are filled up with the end token then. Raises ExportError when
+    generation_config.json cannot be read.
     """
     config: Any = model.module.config
     shape, said = model.shape, _generation_config(model)
@@ -40,7 +41,7 @@ def genai_config(model: LanguageModel) -> Mapping[str, Any]:
         tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
     return {
         "model": {
-            "type": TYPES.get(config.model_type, config.model_type),
+            "type": kind or config.model_type,
             "vocab_size": shape.vocabulary,
             "context_length": shape.context_tokens,
             **{name: token for name, token in tokens.items() if token is not None},

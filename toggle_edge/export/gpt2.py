@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from toggle_edge.errors import ExportError
-from toggle_edge.export.genai import genai_config
-from toggle_edge.export.skeleton import Skeleton
+from toggle_edge.export.genai import DECODER, genai_config
+from toggle_edge.export.skeleton import Skeleton, interface
 from toggle_edge.model.load import LanguageModel
 
 OPSET, IR_VERSION = 17, 9
@@ -115,7 +115,7 @@ def gpt2_skeleton(model: LanguageModel) -> Skeleton:
     weight = graph.weight(head, "MatMul.weight")
     graph.node("MatMul", [end, weight], "/lm_head/MatMul", outputs=["logits"])
     heads = dict.fromkeys(blocks, config.n_head)
-    return Skeleton(_model_of(graph, model), graph.weights, hidden, heads, genai_config(model))
+    return Skeleton(_model_of(graph, model), graph.weights, hidden, heads, genai_config(model, DECODER))
 
 
 def _embedded(graph: _Graph, embedding: str) -> str:
@@ -196,32 +196,7 @@ def _attended(
 
 
 def _model_of(graph: _Graph, model: LanguageModel) -> onnx.ModelProto:
-    shape = model.shape
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size", length])
-        for name, length in (
-            ("input_ids", "sequence_length"),
-            ("attention_mask", "total_sequence_length"),
-        )
-    ]
-    outputs = [
-        helper.make_tensor_value_info(
-            "logits", TensorProto.FLOAT, ["batch_size", "sequence_length", shape.vocabulary]
-        )
-    ]
-    for values, prefix, length in (
-        (inputs, "past_key_values", "past_sequence_length"),
-        (outputs, "present", "total_sequence_length"),
-    ):
-        values += [
-            helper.make_tensor_value_info(
-                f"{prefix}.{block}.{part}",
-                TensorProto.FLOAT,
-                ["batch_size", shape.kv_heads, length, shape.head_size],
-            )
-            for block in range(shape.layers)
-            for part in ("key", "value")
-        ]
+    inputs, outputs = interface(model.shape)
     return helper.make_model(
         helper.make_graph(graph.nodes, "gpt2", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)],

@@ -1,4 +1,4 @@
-"""Who makes which architecture's fused graph. A new one is a row in `GRAPHS`."""
+"""Who makes which architecture's fused graph. One that is written by hand is a row in `GRAPHS`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 from toggle_edge.errors import ExportError
 from toggle_edge.export.builder import BUILT, HEAD_SIZE_STEP, PACKED, PACKED_STEP, built_skeleton
+from toggle_edge.export.general import GENERAL, general_skeleton, why_not_traced
 from toggle_edge.export.gpt2 import gpt2_skeleton
 from toggle_edge.export.skeleton import Skeleton
 from toggle_edge.model.load import LanguageModel
 
 GRAPHS: Mapping[str, Callable[[LanguageModel, Path], Skeleton]] = {
     **dict.fromkeys(BUILT, built_skeleton),
+    **dict.fromkeys(GENERAL, general_skeleton),
     "gpt2": lambda model, _: gpt2_skeleton(model),
 }
 
 
-WHOLE_ONLY = ("gemma2",)
-"""Those of whose graphs nothing can be taken out yet: their norms come after what is added, too."""
+WHOLE_ONLY = ("gemma2", *GENERAL)
+"""Those of whose graphs nothing can be taken out yet: norms come after what is added, too, or they are traced."""
 
 
 def why_not(model: LanguageModel) -> str | None:
@@ -31,12 +33,12 @@ def why_not(model: LanguageModel) -> str | None:
             "searched and checked, and not exported yet"
         )
     step = PACKED_STEP if config.model_type in PACKED else HEAD_SIZE_STEP
-    if config.model_type in BUILT and model.shape.head_size % step:
+    if config.model_type in (*BUILT, *GENERAL) and model.shape.head_size % step:
         return (
             f"the fused attention kernel takes heads of a multiple of {step}, this model's are of size "
             f"{model.shape.head_size}"
         )
-    return None
+    return why_not_traced() if config.model_type in GENERAL else None
 
 
 def build_skeleton(model: LanguageModel, cache: Path) -> Skeleton:

@@ -112,6 +112,11 @@ def _rewire(graph: onnx.GraphProto, removed: set[int], blocks: int) -> dict[int,
     sums them. So each remaining block's norm takes over the pair that the block before it left.
     """
     norms = {number: node for node in graph.node if (number := _norm_before(node, blocks)) is not None}
+    if not norms:
+        raise ExportError(
+            "export: this architecture's graph is traced, and can lose nothing yet; structures of it can be searched "
+            "and checked, and not exported yet"
+        )
     if sorted(norms) != list(range(blocks + 1)):
         raise ExportError(
             f"graph: expected a norm before each of {blocks} blocks and the head, got {sorted(norms)}"
