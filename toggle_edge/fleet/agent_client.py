@@ -18,7 +18,7 @@ from toggle_runtime.wire import HEARTBEAT
 
 from toggle_edge.errors import AgentError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
-from toggle_edge.fleet.transport import Feed, Transport, nothing_more
+from toggle_edge.fleet.transport import Completed, Feed, Transport, nothing_more
 
 Event = dict[str, Any]
 OnProgress = Callable[[Event], None]
@@ -56,16 +56,24 @@ def agent_archive() -> bytes:
     return buffer.getvalue()
 
 
+def agent_path(device: Device) -> str:
+    """Where the agent lies on a device, which is made from its digest."""
+    return f"{device.root}/agent/{hashlib.sha256(agent_archive()).hexdigest()}.pyz"
+
+
+def is_installed(transport: Transport, device: Device) -> bool:
+    """Whether our agent lies there whole."""
+    return transport.size(agent_path(device)) == len(agent_archive())
+
+
 def install(transport: Transport, device: Device, *, anew: bool = False) -> str:
-    """Put the agent on the device unless it is there; return its path, which is made from its digest.
+    """Put the agent on the device unless it is there; return its path.
 
     `anew` replaces what lies there, whatever it looks like. Raises AgentError when what was written does not read
     back as what was sent.
     """
-    archive = agent_archive()
-    digest = hashlib.sha256(archive).hexdigest()
-    path = f"{device.root}/agent/{digest}.pyz"
-    if not anew and transport.size(path) == len(archive):
+    archive, path = agent_archive(), agent_path(device)
+    if not anew and is_installed(transport, device):
         return path
     transport.mkdirs(f"{device.root}/agent")
     # A name of this host's own: two hosts may install at once, a running agent must not see half a file, and what a
@@ -84,12 +92,12 @@ def install(transport: Transport, device: Device, *, anew: bool = False) -> str:
             raise
         except TransportError:
             # Another process of this host was faster, and has renamed what both of us wrote.
-            if transport.size(path) != len(archive):
+            if not is_installed(transport, device):
                 raise
             return path
     if not whole:
         raise AgentError(
-            f"device {device.name!r}: the agent was sent as sha256 {digest} and reads back differently; "
+            f"device {device.name!r}: the agent was sent as {Path(path).name} and reads back differently; "
             "check the device's storage"
         )
     return path
@@ -152,7 +160,7 @@ def _converse(
     *,
     anew: bool,
 ) -> Event:
-    path = install(transport, device, anew=anew)
+    path = install(transport, device, anew=True) if anew else agent_path(device)
     question = {
         **fields,
         "protocol": toggle_runtime.PROTOCOL_VERSION,
@@ -172,13 +180,15 @@ def _converse(
         elif event.get("step") != HEARTBEAT:  # that one is for the transport, which watches for silence
             on_progress(event)
 
-    completed = transport.run(
-        [device.python, "-I", "-S", path, "serve"],
-        (json.dumps(question) + "\n").encode(),
-        take,
-        timeout_s,
-        feed,
-    )
+    def ask() -> Completed:
+        line = (json.dumps(question) + "\n").encode()
+        return transport.run([device.python, "-I", "-S", path, "serve"], line, take, timeout_s, feed)
+
+    completed = ask()
+    # Looked for only where it does not answer: to look first would cost every request a round trip or two.
+    if not final and completed.status and not is_installed(transport, device):
+        install(transport, device, anew=True)
+        completed = ask()
     if not final:
         tail = "\n".join(completed.stderr.strip().splitlines()[-_STDERR_LINES:])
         raise AgentError(

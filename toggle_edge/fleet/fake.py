@@ -36,6 +36,8 @@ class FakeTransport:
         timeout_s: float,
         feed: Feed = nothing_more,
     ) -> Completed:
+        if command[-1] == "serve" and command[-2] not in self.files:
+            return Completed(2, f"can't open file {command[-2]!r}: no such file")
         question = json.loads(stdin)
         self.requests.append(question)
         self.fed = b""
