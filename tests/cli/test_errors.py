@@ -477,7 +477,7 @@ class TestDevice:
             ("""echo '{"event": "result"}'""", "the agent's answer"),
             (
                 """echo '{"event": "error", "kind": "protocol", "protocol": 9}'""",
-                "speaks protocol 3, the agent there 9",
+                "speaks protocol 4, the agent there 9",
             ),
         ],
     )
