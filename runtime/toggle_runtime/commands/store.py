@@ -17,7 +17,7 @@ MOST_BLOBS = 256
 """Most blobs of one request: the part of each is an open file."""
 
 _STDIN = 0
-_READ_BYTES = 1 << 20
+_READ_BYTES = 128 << 10  # stays in the cache while it is written and hashed
 _TELL_BYTES = 2 << 20
 _TELL_S = 1.0
 _LONGEST_WAIT_S = 600.0  # nobody sends any more; a host gives up much earlier
@@ -79,7 +79,7 @@ class _Stream:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._taken = self._told = 0
-        # One for all: a large one costs more to get than to fill.
+        # One for all: getting a new one costs more than filling it.
         self._buffer = memoryview(bytearray(_READ_BYTES))
         os.set_blocking(_STDIN, False)
 
