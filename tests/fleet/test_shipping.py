@@ -142,7 +142,7 @@ def test_a_file_that_became_shorter_or_went_away_is_named(files: Files, tmp_path
 
 
 def test_many_blobs_go_in_several_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_MOST_BLOBS", 2)
+    monkeypatch.setattr(shipping, "MOST_BLOBS", 2)
     files = {}
     for number in range(5):
         (tmp_path / str(number)).write_bytes(data := bytes([number]))

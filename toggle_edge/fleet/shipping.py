@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toggle_runtime.commands.store import MOST_BLOBS
 from toggle_runtime.records import RecordError, from_data
 
 from toggle_edge.errors import AgentError, FleetError, TransportLostError
@@ -23,9 +24,6 @@ CHUNK_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
 _LONGEST_S = 7 * 86400.0
 """As long as it goes on: a link that does not is noticed."""
-
-_MOST_BLOBS = 256
-"""Most blobs that an agent takes in one request."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def ship(
     once more from the start. Raises FleetError when it is damaged again.
     """
     digests = sorted(files)
-    batches = [digests[first : first + _MOST_BLOBS] for first in range(0, len(digests), _MOST_BLOBS)]
+    batches = [digests[first : first + MOST_BLOBS] for first in range(0, len(digests), MOST_BLOBS)]
     return sum(
         _ship_batch(transport, device, {digest: files[digest] for digest in batch}, on_progress)
         for batch in batches
