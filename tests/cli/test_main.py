@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,32 @@ def test_help_names_the_command_and_its_options() -> None:
     help_text = run("demo", "--help").stdout
     for option in ("--json", "--work", "--trials", "--candidates", "--seed", "--local"):
         assert option in help_text
+
+
+def test_a_link_that_breaks_is_told_in_our_words_alone(tmp_path: Path) -> None:
+    # In a process of its own: pytest listens to every logger, and so hides what they print where nobody does.
+    listener = socket.create_server(("127.0.0.1", 0))
+    told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "host_key": f"SHA256:{'A' * 43}"}
+    told |= {"name": "closer", "target": "onnx-cpu", "transport": "ssh", "user": "nobody", "root": "toggle"}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
+    (tmp_path / "closer.toml").write_text(f'{text}python = "python3"\n')
+
+    def close_each() -> None:
+        with contextlib.suppress(OSError):  # until nobody listens
+            while True:
+                listener.accept()[0].close()
+
+    thread = threading.Thread(target=close_each)
+    thread.start()
+    try:
+        done = run("device", "doctor", str(tmp_path / "closer.toml"))
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+    assert "the connection failed" in " ".join(done.stdout.split())
+    assert done.returncode == 3
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -41,4 +42,7 @@ def made(
         "gpt2": request_of(models["gpt2"], ("fp32",)),
     }
     folder = tmp_path_factory.mktemp("made")
-    return {name: exporting.export(kept, each, folder / name) for name, each in wanted.items()}
+    return {
+        name: exporting.export(None, dataclasses.replace(each, shelf=kept), folder / name)
+        for name, each in wanted.items()
+    }

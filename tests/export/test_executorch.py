@@ -78,15 +78,17 @@ def test_the_same_candidate_is_lowered_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporting, "_run", lambda folder: pytest.fail("lowered again"))
-    again = exporting.export(kept, request_of(models["gpt2"], ("fp32",)), tmp_path / "again")
+    request = dataclasses.replace(request_of(models["gpt2"], ("fp32",)), shelf=kept)
+    again = exporting.export(None, request, tmp_path / "again")
     first = made["gpt2"]
     assert dataclasses.replace(again, artifact=first.artifact, canary=first.canary) == first
     assert again.artifact.files.keys() == first.artifact.files.keys()
     for name in first.artifact.files:
         assert (again.artifact.folder / name).read_bytes() == (first.artifact.folder / name).read_bytes()
     assert again.canary.read_bytes() == first.canary.read_bytes()
+    other = dataclasses.replace(request_of(models["gpt2"], ("fp16",)), shelf=kept)
     with pytest.raises(pytest.fail.Exception, match="lowered again"):
-        exporting.export(kept, request_of(models["gpt2"], ("fp16",)), tmp_path / "other")
+        exporting.export(None, other, tmp_path / "other")
 
 
 @pytest.mark.timeout(900)

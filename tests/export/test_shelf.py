@@ -1,4 +1,4 @@
-"""Lowered candidates that are kept: found again only as they were put, and only for the same job."""
+"""What is kept of candidates that passed: found again only as it was put, and only for the same candidate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from toggle_edge.cache import INDEX
-from toggle_edge.export.executorch import shelf
-from toggle_edge.export.executorch.shelf import key_of, put, taken
+from toggle_edge.export import shelf
+from toggle_edge.export.executorch import exporting
+from toggle_edge.export.executorch.exporting import job_key
+from toggle_edge.export.shelf import key_of, put, taken
 
 FILES = {"result.json": b"{}", "artifact/model.pte": b"program", "artifact/weights/a.b.ptd": b"weights"}
 
@@ -29,7 +31,7 @@ def kept(tmp_path: Path, job: Path) -> tuple[Path, str]:
     for name, content in FILES.items():
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         (made / name).write_bytes(content)
-    key = key_of(job)
+    key = job_key(job)
     put(tmp_path / "shelf", key, made, list(FILES))
     return tmp_path / "shelf", key
 
@@ -42,12 +44,30 @@ def test_what_was_put_comes_back(kept: tuple[Path, str], tmp_path: Path) -> None
 
 
 def test_another_job_or_another_version_has_another_key(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = key_of(job)
-    assert key_of(job) == first
+    first = job_key(job)
+    assert job_key(job) == first
     (job / "layers.safetensors").write_bytes(b"other")
-    second = key_of(job)
-    monkeypatch.setattr(shelf, "PINS", ("executorch==9",))
-    assert len({first, second, key_of(job)}) == 3
+    second = job_key(job)
+    monkeypatch.setattr(exporting, "PINS", ("executorch==9",))
+    assert len({first, second, job_key(job)}) == 3
+
+
+def test_a_key_tells_words_names_and_contents_apart(tmp_path: Path) -> None:
+    (one := tmp_path / "one").write_text("1")
+    (two := tmp_path / "two").write_text("2")
+    asked: list[tuple[list[str], dict[str, Path]]] = [
+        ([], {}),
+        (["ab"], {}),
+        (["a", "b"], {}),
+        ([], {"ab": one}),
+        ([], {"ab": two}),
+        ([], {"b": one}),
+        (["ab"], {"ab": one}),
+        ([], {"a": one, "b": two}),
+        ([], {"a": two, "b": one}),
+    ]
+    assert len({key_of(*each) for each in asked}) == len(asked)
+    assert key_of([], {"a": one, "b": two}) == key_of([], {"b": two, "a": one})
 
 
 def cut(path: Path) -> None:
@@ -71,7 +91,7 @@ def test_a_damaged_entry_is_no_entry_and_goes(
 
 def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path, job: Path) -> None:
     (tmp_path / "shelf").write_text("a file")
-    put(tmp_path / "shelf", key_of(job), tmp_path, ["job/job.json"])
+    put(tmp_path / "shelf", job_key(job), tmp_path, ["job/job.json"])
     assert (tmp_path / "shelf").read_text() == "a file"
 
 

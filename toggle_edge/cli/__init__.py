@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -35,6 +36,9 @@ def main() -> None:
     Exit code 1 means a verdict, so nothing unexpected may end with it.
     """
     watch()
+    if not os.environ.get("TOGGLE_EDGE_DEBUG"):
+        # It logs the trace of each broken connection, which we report in our words.
+        logging.getLogger("paramiko").addHandler(logging.NullHandler())
     sys.exit(_exit_code())
 
 

@@ -19,7 +19,8 @@ from toggle_edge.structure import Kept
 @dataclass(frozen=True)
 class Request:
     """A candidate: its config, its layers as they are stored, each made when it is asked for, and what is kept of its
-    structure (None: all). Parity is checked on `tokens`, of which `prompt_tokens` are read at once."""
+    structure (None: all). Parity is checked on `tokens`, of which `prompt_tokens` are read at once. What passed
+    is kept on the `shelf`, so that the same candidate need not be compared again (None: nothing is kept)."""
 
     model: LanguageModel
     config: Config
@@ -28,6 +29,7 @@ class Request:
     assemble: Callable[[], torch.nn.Module]
     tokens: Sequence[int]
     prompt_tokens: int
+    shelf: Path | None = None
 
     @cached_property
     def candidate(self) -> torch.nn.Module:

@@ -19,6 +19,7 @@ from toggle_runtime.verdicts import signals_read
 
 from toggle_edge import __version__
 from toggle_edge.bundle import BASELINE, CANARY, PROBES, TOKENIZER, Bundle, build_bundle
+from toggle_edge.cache import cache_folder
 from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import Config
 from toggle_edge.errors import ProbeError
@@ -135,6 +136,7 @@ def export(
         partial(prepared.bank.assemble, config),
         probe.tokens,
         probe.prompt_tokens,
+        cache_folder() / "exports",
     )
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
         made = exporter.export(begun, request, Path(scratch) / "artifact")

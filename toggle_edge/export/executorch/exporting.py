@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from toggle_runtime import canary as compared
 
 from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.errors import ConfigError, ExportError, ParityError
+from toggle_edge.export import canary
 from toggle_edge.export.artifact import artifact_in
 from toggle_edge.export.executorch import EXECUTORCH
 from toggle_edge.export.executorch.job import (
@@ -31,9 +33,9 @@ from toggle_edge.export.executorch.job import (
     read_result,
     write_job,
 )
-from toggle_edge.export.executorch.overlay import overlay
-from toggle_edge.export.executorch.shelf import key_of, put, taken
+from toggle_edge.export.executorch.overlay import PINS, overlay
 from toggle_edge.export.request import Made, Request
+from toggle_edge.export.shelf import key_of, put, taken
 from toggle_edge.model.layers import Layer
 from toggle_edge.model.load import LanguageModel
 from toggle_edge.model.placement import device_of
@@ -69,17 +71,19 @@ def why_not(model: LanguageModel) -> str | None:
     return None
 
 
-def begin(model: LanguageModel, cache: Path) -> Path:
+_SOURCES = Path(__file__).resolve().parent
+
+
+def begin(model: LanguageModel, _cache: Path) -> None:
     """Refuse early: raises ExportError for a model that cannot be lowered, or where the overlay cannot be fetched.
-    Returns where lowered candidates are kept; there is nothing that all candidates of a model share."""
+    There is nothing that all candidates of a model share."""
     if (why := why_not(model)) is not None:
         raise ExportError(f"export of {model.folder}: {why}")
     overlay()
-    return cache / "programs"
 
 
-def export(begun: Path | None, request: Request, folder: Path) -> Made:
-    """Lower a candidate into the new `folder`, or take it from `begun`, where it was lowered before.
+def export(_begun: None, request: Request, folder: Path) -> Made:
+    """Lower a candidate into the new `folder`, or take it from the shelf, where it was lowered before.
 
     Raises ConfigError for a format without a kernel, naming the nearest; ParityError when the program is not what was
     searched; ExportError when it cannot be made.
@@ -105,12 +109,12 @@ def export(begun: Path | None, request: Request, folder: Path) -> Made:
             logits,
         )
         write_job(job, work)
-        key = key_of(work)
-        if begun is None or not taken(begun, key, work):
+        key, shelf = job_key(work), request.shelf
+        if shelf is None or not taken(shelf, key, work):
             _run(work)
-            if begun is not None:
+            if shelf is not None:
                 made = [path for path in (work / ARTIFACT).rglob("*") if path.is_file()]
-                put(begun, key, work, [CANARY, RESULT, *(str(path.relative_to(work)) for path in made)])
+                put(shelf, key, work, [CANARY, RESULT, *(str(path.relative_to(work)) for path in made)])
         result = read_result(work)
         shutil.move(work / ARTIFACT, folder)
         shutil.move(work / CANARY, folder.with_suffix(".npz"))
@@ -121,6 +125,14 @@ def export(begun: Path | None, request: Request, folder: Path) -> Made:
         activations=result.activations,
         exact_share=result.exact_share,
     )
+
+
+def job_key(job: Path) -> str:
+    """By what a lowered job is found again: its files, what lowers it, and the versions that it does that with."""
+    sources = [*_SOURCES.glob("*.py"), *(Path(str(each.__file__)) for each in (canary, compared))]
+    named = {f"{path.parent.name}/{path.name}": path for path in sources}
+    named |= {path.name: path for path in job.iterdir() if path.is_file()}
+    return key_of((*PINS, torch.__version__), named)
 
 
 def require_kernels(compressed: Mapping[str, CompressedLayer], layers: Mapping[str, Layer]) -> None:

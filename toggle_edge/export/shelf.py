@@ -1,6 +1,6 @@
-"""Lowered candidates kept between commands: lowering takes minutes, and the same job gives the same program.
+"""What candidates passed, and what was made for that, kept between commands: the same candidate gives the same again.
 
-An entry's name is the digest of everything that lowering reads, its own source included, so nothing stale is found.
+An entry's name is the digest of everything that making it reads, the sources included, so nothing stale is found.
 Whoever takes one believes its bytes by their digests: they passed parity when they were put there.
 """
 
@@ -10,29 +10,24 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-from toggle_runtime import canary
-
 from toggle_edge.cache import INDEX, PARTIAL, discard, locked, trim
-from toggle_edge.export import canary as exported
-from toggle_edge.export.executorch.overlay import PINS
 
 MOST_BYTES = 8 << 30
 """What all entries may take together; those used longest ago go first."""
 
-_SOURCES = Path(__file__).resolve().parent
 
-
-def key_of(job: Path) -> str:
-    """The SHA-256 of a job's files, of what lowers it, and of the versions that it does that with."""
-    found = hashlib.sha256("\n".join((*PINS, torch.__version__)).encode())
-    sources = [*_SOURCES.glob("*.py"), Path(exported.__file__), Path(canary.__file__)]
-    for path in (*sorted(sources), *sorted(each for each in job.iterdir() if each.is_file())):
-        found.update(f"\0{path.name}\0".encode())
-        with path.open("rb") as stream:
+def key_of(words: Iterable[str], files: Mapping[str, Path]) -> str:
+    """The SHA-256 of what is said in `words`, such as versions, and of the files, each with its name here."""
+    found = hashlib.sha256()
+    for word in words:
+        found.update(f"\0{word}".encode())
+    for name in sorted(files):
+        found.update(f"\0\0{name}\0".encode())
+        with files[name].open("rb") as stream:
             found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()
 
