@@ -30,6 +30,7 @@ COMMANDS = {
     "facts": "device",
     "fetch_record": "runs",
     "fetched": "runs",
+    "packages": "device",
     "receive": "store",
     "remove": "device",
     "revoke": "device",
@@ -41,7 +42,7 @@ COMMANDS = {
 """By command, the module of `commands` that has the function of that name: only that one is loaded, since an agent
 compiles what it imports at each start."""
 
-_LOOKS = ("facts", "remove")
+_LOOKS = ("facts", "packages", "remove")
 """Looking at a device leaves nothing there, removing even less."""
 
 

@@ -1,4 +1,4 @@
-"""A worker environment found on the device: wheels that lie there, what a host left, or the interpreter's own packages.
+"""A worker environment found on the device: wheels that lie there, what a host left, or packages installed there.
 
 Each is tried by importing numpy and onnxruntime in a process as bare as a worker's, so that what is chosen runs.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
 from toggle_runtime import environments
+from toggle_runtime.blobs import write_durably
+from toggle_runtime.imports import FOUND, packages_of
 from toggle_runtime.ingest import describe_file, take_file
 from toggle_runtime.wire import RequestError
 
@@ -43,7 +45,7 @@ def find(root: Path, beside: List[Path]) -> Engine:
     problems = []
     for found, folder in _candidates(root, beside):
         try:
-            return Engine(folder, _versions(folder), found)
+            return Engine(folder, _versions(packages_of(folder)), found)
         except RequestError as exc:
             problems.append(f"{found}: {exc}")
     tried = (
@@ -55,6 +57,36 @@ def find(root: Path, beside: List[Path]) -> Engine:
         f"{platform.machine()} in one folder, found none that works: {tried}. Put their wheels beside the bundle (on a "
         f"machine with a network: python3 -m pip download --no-deps {' '.join(NEEDED)}), or install both here",
     )
+
+
+def look(folder: str) -> Dict[str, str]:
+    """The versions of the device's own numpy and onnxruntime in a folder. Raises RequestError, kind `environment`,
+    where it has not both, or they cannot be imported."""
+    if not Path(folder).is_absolute():
+        raise RequestError(
+            "environment", f"packages: expected an absolute folder of the device, got {folder!r}"
+        )
+    for name in NEEDED:
+        if not (Path(folder) / name / "__init__.py").is_file():
+            raise RequestError(
+                "environment", f"packages: expected {' and '.join(NEEDED)} in {folder}, found no {name}"
+            )
+    try:
+        return _versions(Path(folder))
+    except RequestError as exc:
+        raise RequestError("environment", f"packages: {folder}: {exc}") from exc
+
+
+def adopt(root: Path, folder: str) -> Tuple[str, Dict[str, str]]:
+    """A worker environment that is the device's own packages in that folder: its name, made from folder and versions,
+    and the versions. Raises as `look`."""
+    versions = look(folder)
+    told = json.dumps([folder, versions], sort_keys=True)
+    name = hashlib.sha256(told.encode("utf-8")).hexdigest()
+    final = environments.folder_of(root, name)
+    final.mkdir(parents=True, exist_ok=True)
+    write_durably(final / FOUND, folder.encode("utf-8"))
+    return name, versions
 
 
 def _candidates(root: Path, beside: List[Path]) -> Iterator[Tuple[str, Path]]:

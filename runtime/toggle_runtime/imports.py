@@ -19,17 +19,31 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
+FOUND = "found"
+"""The file of an environment without packages of its own: the folder of the device that has them."""
+
+
+def packages_of(environment: Path) -> Path:
+    """The folder with the packages of a worker environment: itself, or the one of the device that it names."""
+    try:
+        return Path((environment / FOUND).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return environment
+
 
 def use_environment(folder: Path) -> None:
-    """Let this process import what lies in `folder`, after all else: nothing there may shadow the standard library or
-    ourselves."""
+    """Let this process import the packages of `folder`, after all else: nothing there may shadow the standard library
+    or ourselves. In a folder that is not ours nothing is written."""
+    packages = packages_of(folder)
+    if packages != folder:
+        sys.dont_write_bytecode = True
     hook = FileFinder.path_hook(
         (ExtensionFileLoader, EXTENSION_SUFFIXES),
         (_WholeLoader, SOURCE_SUFFIXES),
         (SourcelessFileLoader, BYTECODE_SUFFIXES),
     )
     sys.path_hooks.insert(0, hook)
-    sys.path.append(str(folder))
+    sys.path.append(str(packages))
 
 
 class _WholeLoader(SourceFileLoader):

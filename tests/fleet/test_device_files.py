@@ -47,9 +47,10 @@ def read(folder: Path, text: str) -> Device:
         Device(name="here", transport="local"),
         dataclasses.replace(FULL, meter=ExternalMeter("W", "plug", command=["read", "it"], step=0.5)),
         dataclasses.replace(FULL, meter=ExternalMeter("Wh", "plug", csv="/var/log/power.csv", period_s=2.0)),
+        dataclasses.replace(FULL, packages="/opt/vendor's own/site-packages"),
         dataclasses.replace(FULL, jump=Jump("gate", 2222, "me", FULL.host_key, "~/.ssh/gate")),
     ],
-    ids=["agent", "identity", "local", "command", "csv", "jump"],
+    ids=["agent", "identity", "local", "command", "csv", "packages", "jump"],
 )
 def test_what_is_written_reads_back_equal(tmp_path: Path, device: Device) -> None:
     text = device_text(device, ["Written by a test.", "With two lines."])

@@ -70,6 +70,14 @@ def add(
     jump_host_key: Annotated[
         str | None, typer.Option("--jump-host-key", metavar="SHA256:...", help="That host's fingerprint.")
     ] = None,
+    packages: Annotated[
+        str | None,
+        typer.Option(
+            "--packages",
+            metavar="FOLDER",
+            help="Its own numpy and onnxruntime there, in place of wheels that we ship.",
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write the device file anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -92,6 +100,7 @@ def add(
         replace,
         jump,
         jump_host_key,
+        packages,
     )
     added = add_device(options, _confirmed)
     if as_json:

@@ -31,29 +31,37 @@ class Choice:
     note: str | None
 
 
-def choose(facts: DeviceFacts, targets: Mapping[str, Target] = TARGETS) -> Choice:
-    """The newest wheels for the device's Python, and the target whose kernels that onnxruntime has."""
-    try:
-        version, _, _ = wheel_platform(facts)
-    except FleetError as exc:
-        return Choice(_FALLBACK, {}, str(exc))
-    wheels = dict(pin.split("==") for pin in PINS[version])
-    runtime = wheels[RUNTIME]
-    wanted = next(name for oldest, name in RUNTIME_TARGETS if _release(runtime) >= _release(oldest))
-    if wanted in targets:
+def choose(
+    facts: DeviceFacts, targets: Mapping[str, Target] = TARGETS, own: Mapping[str, str] | None = None
+) -> Choice:
+    """The newest wheels for the device's Python, or its `own` packages by their versions, and the target whose kernels
+    that onnxruntime has."""
+    if own is None:
+        try:
+            version, _, _ = wheel_platform(facts)
+        except FleetError as exc:
+            return Choice(_FALLBACK, {}, str(exc))
+        wheels = dict(pin.split("==") for pin in PINS[version])
+        said = f"Python {version} ends at {RUNTIME} {wheels[RUNTIME]}"
+    else:
+        wheels = dict(own)
+        said = f"its own {RUNTIME} is {wheels[RUNTIME]}"
+    wanted = choose_runtime(wheels[RUNTIME])
+    if wanted is not None and wanted in targets:
         few = wanted != _FALLBACK
-        note = (
-            f"Python {version} ends at onnxruntime {runtime}: fewer formats than newer ones have"
-            if few
-            else None
-        )
-        return Choice(wanted, wheels, note)
+        return Choice(wanted, wheels, f"{said}: fewer formats than newer ones have" if few else None)
     return Choice(
         _FALLBACK,
         wheels,
-        f"Python {version} ends at onnxruntime {runtime}, which lacks some of {_FALLBACK}'s formats, and this version "
+        f"{said}, which lacks some of {_FALLBACK}'s formats, and this version "
         "has no target for it: choose formats of 4 bits and floats",
     )
+
+
+def choose_runtime(version: str) -> str | None:
+    """The target whose kernels an onnxruntime has, None where it is older than those of all."""
+    known = (name for oldest, name in RUNTIME_TARGETS if _release(version) >= _release(oldest))
+    return next(known, None)
 
 
 def is_by_runtime(target: str) -> bool:

@@ -21,6 +21,7 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, environment_id, worker_wheels
 from toggle_edge.fleet.facts import facts_of
 from toggle_edge.fleet.owner import this_process
+from toggle_edge.fleet.packages import adopt_packages
 from toggle_edge.fleet.session import Connect, Session, new_run_id
 from toggle_edge.fleet.shipping import ship
 from toggle_edge.fleet.transport import Transport
@@ -46,11 +47,13 @@ def prepare_environment(
     on_progress: OnProgress = ignore_progress,
     target: str = "onnx-cpu",
 ) -> str:
-    """Have the worker's wheels (chosen by `target` and the device's facts unless given) unpacked; return the
-    environment's id.
+    """Have the worker's wheels (chosen by `target` and the device's facts unless given) unpacked, or the device's own
+    packages taken where its file names them; return the environment's id.
 
     They are sent only where the environment is not there yet: once it is, the device may have let its wheels go.
     """
+    if wheels is None and device.packages:
+        return adopt_packages(transport, device, target, on_progress)
     if wheels is None:
         wheels = worker_wheels(facts_of(transport, device), target=target)
     identifier = environment_id(wheels)

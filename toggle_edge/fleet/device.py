@@ -59,8 +59,9 @@ class Device:
     """One device. `root` is our folder on it, relative to the login folder unless absolute.
 
     `host_key` is the pinned fingerprint as `ssh-keygen -lf` prints it (`SHA256:...`), `identity` the private
-    key file (empty: the SSH agent's keys), `python` the interpreter that runs the agent, `quota_bytes` what our
-    files may take there beside what is deployed. `meter` is one outside of the device that measures its energy,
+    key file (empty: the SSH agent's keys), `python` the interpreter that runs the agent, `packages` a folder
+    there whose numpy and onnxruntime workers use (empty: wheels that we ship), `quota_bytes` what our files may take
+    there beside what is deployed. `meter` is one outside of the device that measures its energy,
     None for what it has itself; `meters` are the energy meters that the board should have,
     `capabilities` what `device add` found there, for people: nothing is decided by it later. Host fields are unused
     by the local transport.
@@ -76,6 +77,7 @@ class Device:
     identity: str = ""
     root: str = "toggle-edge"
     python: str = "python3"
+    packages: str = ""
     threads: int = 1
     quota_bytes: int = DEFAULT_QUOTA_BYTES
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +99,12 @@ class Device:
             self.root,
         )
         self._require(self.python, "python", "an interpreter", self.python)
+        self._require(
+            not self.packages or (self.packages.startswith("/") and self.packages.isprintable()),
+            "packages",
+            "an absolute folder of the device that has numpy and onnxruntime, or nothing",
+            self.packages,
+        )
         self._require(0 < self.port < 65536, "port", "1 to 65535", self.port)
         if self.transport == "ssh":
             self._require_way(self, "")

@@ -16,6 +16,7 @@ _COMMENTS = {
     "host_key": "pinned: another key stops every command before anything is sent",
     "root": "our folder on the device, relative to the login folder unless absolute",
     "python": "3.8 or later",
+    "packages": "a folder there whose numpy and onnxruntime are used, in place of wheels that we ship",
     "threads": "of the inference engine",
     "meters": "of energy, that this kind of board should have",
 }
@@ -28,7 +29,8 @@ def device_text(device: Device, heading: Sequence[str] = ()) -> str:
     agent = None if device.identity else "empty: the keys that the SSH agent holds"
     comments = {**_COMMENTS, "identity": agent}
     lines = [f"# {line}" for line in heading]
-    for key in [*keys, "root", "python", "threads", "meters"]:
+    own = ["packages"] if device.packages else []
+    for key in [*keys, "root", "python", *own, "threads", "meters"]:
         lines.append(_line(key, getattr(device, key), comments.get(key)))
     limits = {name: getattr(device.budget, name) for name in type(device.budget).__slots__}
     lines += ["", "[labels] # free, for choosing devices", *_entries(device.labels)]

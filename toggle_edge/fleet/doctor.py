@@ -18,6 +18,7 @@ from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import WheelFile, worker_wheels
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
 from toggle_edge.fleet.findings import BROKEN, HERE, LOOKS, OK, THERE, UNKNOWN, Finding, Fix, Look, is_termux
+from toggle_edge.fleet.packages import look_at_packages, require_packages
 from toggle_edge.fleet.ssh_login import offered_key
 from toggle_edge.fleet.transport import Transport
 
@@ -105,13 +106,17 @@ def _asked(
         after = time.time()
     except (AgentError, TransportError) as exc:
         return [Finding("agent", BROKEN, str(exc), _agent_fix(device))]
-    wheels, why = None, ""
+    wheels, own, why = None, None, ""
     try:
-        wheels = wheels_for(facts)
+        if device.packages:
+            own = look_at_packages(transport, device)
+            require_packages(device, device.target, own)
+        else:
+            wheels = wheels_for(facts)
     except FleetError as exc:
         why = str(exc)
     skew = None if facts.clock_s is None else (facts.clock_s - after, facts.clock_s - before)
-    look = Look(device, facts, wheels, why, skew, known_keys)
+    look = Look(device, facts, wheels, why, skew, known_keys, own)
     answered = f"version {facts.agent_version} under {facts.implementation} {facts.python}, {facts.machine}"
     return [Finding("agent", OK, answered), *(each(look) for each in LOOKS.values())]
 
@@ -132,6 +137,7 @@ def _adding_again(device: Device) -> str:
         "jump": "" if jump is None else f"{jump.user}@{jump.host}:{jump.port}",
         "python": device.python,
         "root": device.root,
+        "packages": device.packages,
     }
     given = [f"--{key} {shlex.quote(value)}" for key, value in options.items() if value]
     return f"toggle-edge device add {device.name} --replace {' '.join(given)}"

@@ -52,7 +52,8 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Look:
     """What findings are made of. `wheels` is None with `no_wheels` saying why; `skew_s` are the bounds of the device's
-    clock minus ours; `known_keys` are those that this host signs with or believes, hex to name."""
+    clock minus ours; `known_keys` are those that this host signs with or believes, hex to name; `own` are the versions
+    of the device's own packages, None where it has wheels."""
 
     device: Device
     facts: DeviceFacts
@@ -60,9 +61,19 @@ class Look:
     no_wheels: str
     skew_s: tuple[float, float] | None
     known_keys: Mapping[str, str]
+    own: Mapping[str, str] | None = None
 
 
 def wheels(look: Look) -> Finding:
+    if look.device.packages:
+        folder = look.device.packages
+        if look.own is None:
+            missing = Fix(THERE, f"ls -d {shlex.quote(folder)}/numpy {shlex.quote(folder)}/onnxruntime")
+            return Finding("wheels", BROKEN, look.no_wheels, missing)
+        if look.no_wheels:
+            return Finding("wheels", BROKEN, look.no_wheels)
+        named = " and ".join(f"{name} {version}" for name, version in look.own.items())
+        return Finding("wheels", OK, f"the device's own {named} in {folder}")
     if look.wheels is not None:
         size = sum(wheel.size for wheel in look.wheels) / 1e6
         named = " and ".join("-".join(wheel.name.split("-")[:2]) for wheel in look.wheels)
@@ -92,7 +103,7 @@ _PROOT = (
 
 
 def target(look: Look) -> Finding:
-    choice = choose(look.facts)
+    choice = choose(look.facts, own=look.own)
     if not is_by_runtime(look.device.target):
         return Finding("target", OK, f"{look.device.target}, as the device file says")
     if choice.wheels and choice.target != look.device.target:

@@ -19,6 +19,7 @@ from toggle_edge.fleet.device import Device, Jump, is_fingerprint, load_device
 from toggle_edge.fleet.device_files import device_text, require_new, write_device_file
 from toggle_edge.fleet.facts import DeviceFacts, facts_of
 from toggle_edge.fleet.host_keys import Confirm, agreed, offer_of
+from toggle_edge.fleet.packages import look_at_packages
 from toggle_edge.fleet.ssh_config import ssh_settings
 from toggle_edge.fleet.ssh_login import private_key
 from toggle_edge.fleet.templates import HOST_KEY_FOLDER, Template, load_template
@@ -50,6 +51,7 @@ class AddOptions:
     replace: bool = False
     jump: str | None = None
     jump_host_key: str | None = None
+    packages: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def add_device(
     """Register a device in `devices/`. Without a host key in `options`, `confirm` is asked about the offered one.
 
     Nothing is sent before the key is confirmed, and no file is written unless everything held. A file that is replaced
-    leaves to the new one what people have set in it: budget, labels, a target that is not decided by its onnxruntime.
+    leaves to the new one what people have set in it: budget, labels, packages, a target that is not decided by its
+    onnxruntime.
 
     Raises DeviceFileError for options that cannot be used and for a file that is there already, HostKeyError for a key
     that is not the expected one or was not confirmed, FleetError for a device that cannot be used.
@@ -83,6 +86,8 @@ def add_device(
     if not options.replace:
         require_new(path)
     pinned, known = "no host key: this machine", _known(path)
+    if options.packages is None and known is not None:
+        device = replace(device, packages=known.packages)
     if device.transport == "ssh":
         if device.jump is not None:
             first = offer_of(device.name, device.jump, HOST_KEY_FOLDER, known and known.jump, None)
@@ -98,9 +103,10 @@ def add_device(
         _require_own_root(facts, device)
         # The first command that is not a look makes the root ours, and so shows that it can be written.
         request(transport, device, "receive", blobs=[])
+        own = look_at_packages(transport, device) if device.packages else None
     finally:
         transport.close()
-    choice = choose(facts)
+    choice = choose(facts, own=own)
     looked = time.strftime("%Y-%m-%d", time.gmtime())
     device = replace(
         device,
@@ -128,6 +134,7 @@ def _described(options: AddOptions, template: Template, ssh_config: Path | None)
         transport="local",
         root=options.root or template.root,
         python=options.python or template.python,
+        packages=options.packages or "",
         threads=template.threads,
         meters=tuple(template.meters),
     )

@@ -27,8 +27,20 @@ def revoke(request: Request, wire: Wire) -> Dict[str, Any]:
 
 
 def environment(request: Request, wire: Wire) -> Dict[str, Any]:
+    if "packages" in request:
+        # Imported here, since it takes long, and wheels need none of it.
+        from toggle_runtime.engines import adopt
+
+        name, versions = adopt(request["root"], field(request, "packages", str))
+        return {"id": name, "versions": versions}
     wheels = [from_data(environments.Wheel, data) for data in field(request, "wheels", list)]
     return {"path": str(environments.prepare(request["root"], field(request, "id", str), wheels))}
+
+
+def packages(request: Request, wire: Wire) -> Dict[str, Any]:
+    from toggle_runtime.engines import look
+
+    return {"versions": look(field(request, "packages", str))}
 
 
 def remove(request: Request, wire: Wire) -> Dict[str, Any]:
