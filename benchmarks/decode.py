@@ -25,7 +25,7 @@ import numpy as np
 from decode_models import GENAI_FILE, SHAPE, export_formats, save_llama, write_gguf
 from toggle_runtime.records import ModelShape, from_json
 
-FORMATS = ("int8-g32", "int8-g128", "int4-g32", "int4-g128")
+FORMATS = ("int8-g32", "int8-g128", "int8-g256", "int4-g32", "int4-g128", "int4-g256")
 GGUF = {"Q8_0": 8, "Q4_0": 4}
 PREFILL, PROMPT, TOKENS, REPEATS = 128, 16, 96, 3
 
