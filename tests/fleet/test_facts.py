@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,35 @@ def test_a_refusal_while_installing_is_passed_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(transport, "upload", refused)
     with pytest.raises(TransportError, match="permission denied"):
         install(transport, DEVICE)
+
+
+class SlowLink(LocalTransport):
+    """Writes a file in two halves, with time between them."""
+
+    def upload(self, local: Path, remote: str) -> None:
+        data = local.read_bytes()
+        with (self._home / remote).open("wb") as stream:
+            stream.write(data[: len(data) // 2])
+            stream.flush()
+            time.sleep(0.2)
+            stream.write(data[len(data) // 2 :])
+
+
+def test_two_commands_of_one_host_install_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOGGLE_EDGE_CACHE", str(tmp_path / "cache"))
+
+    def put(late_s: float) -> bytes:
+        time.sleep(late_s)
+        return (tmp_path / install(SlowLink(tmp_path), DEVICE, anew=True)).read_bytes()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(put, (0.0, 0.1))) == [agent_archive()] * 2
+    assert len(list((tmp_path / DEVICE.root / "agent").iterdir())) == 1
+
+
+def test_without_a_cache_it_is_installed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TOGGLE_EDGE_CACHE", str(tmp_path / "file"))
+    assert (tmp_path / install(LocalTransport(tmp_path), DEVICE)).read_bytes() == agent_archive()

@@ -8,7 +8,8 @@ import json
 import socket
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import toggle_runtime
 from toggle_runtime.wire import HEARTBEAT
 
+from toggle_edge.cache import cache_folder, locked
 from toggle_edge.errors import AgentError, TransportError, TransportLostError
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.transport import Completed, Feed, Transport, nothing_more
@@ -75,6 +77,22 @@ def install(transport: Transport, device: Device, *, anew: bool = False) -> str:
     archive, path = agent_archive(), agent_path(device)
     if not anew and is_installed(transport, device):
         return path
+    with _one_at_a_time(device):
+        return _install(transport, device, archive, path)
+
+
+@contextmanager
+def _one_at_a_time(device: Device) -> Iterator[None]:
+    """Among the processes of this host, which write the same part: one would read back what the other began."""
+    place = f"{device.user}@{device.host}:{device.port}/{device.root}"
+    lock = cache_folder() / "locks" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    with ExitStack() as held:
+        with suppress(OSError):  # where the cache cannot be written
+            held.enter_context(locked(lock))
+        yield
+
+
+def _install(transport: Transport, device: Device, archive: bytes, path: str) -> str:
     transport.mkdirs(f"{device.root}/agent")
     # A name of this host's own: two hosts may install at once, a running agent must not see half a file, and what a
     # killed process of this host left half-written is overwritten by the next one.
