@@ -125,15 +125,19 @@ def test_a_refusal_while_installing_is_passed_on(monkeypatch: pytest.MonkeyPatch
 
 
 class SlowLink(LocalTransport):
-    """Writes a file in two halves, with time between them."""
+    """Writes a file in two halves, and reads it after a while, so that somebody else can begin to write it."""
 
     def upload(self, local: Path, remote: str) -> None:
         data = local.read_bytes()
         with (self._home / remote).open("wb") as stream:
             stream.write(data[: len(data) // 2])
             stream.flush()
-            time.sleep(0.2)
+            time.sleep(0.3)
             stream.write(data[len(data) // 2 :])
+
+    def download(self, remote: str, local: Path, max_bytes: int) -> None:
+        time.sleep(0.3)
+        super().download(remote, local, max_bytes)
 
 
 def test_two_commands_of_one_host_install_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_two_commands_of_one_host_install_at_once(tmp_path: Path, monkeypatch: p
         return (tmp_path / install(SlowLink(tmp_path), DEVICE, anew=True)).read_bytes()
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(put, (0.0, 0.1))) == [agent_archive()] * 2
+        assert list(pool.map(put, (0.0, 0.45))) == [agent_archive()] * 2
     assert len(list((tmp_path / DEVICE.root / "agent").iterdir())) == 1
 
 
