@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from toggle_runtime.engines import NEEDED
+
 from toggle_edge.errors import AgentError, FleetError
 from toggle_edge.fleet.agent_client import Event, OnProgress, ignore_progress, request
 from toggle_edge.fleet.capabilities import choose_runtime, is_by_runtime
 from toggle_edge.fleet.device import Device
 from toggle_edge.fleet.environment import EXECUTORCH
 from toggle_edge.fleet.transport import Transport
-
-NEEDED = ("numpy", "onnxruntime")
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
 _IDENTIFIER = re.compile(r"[0-9a-f]{64}")
