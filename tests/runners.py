@@ -13,8 +13,8 @@ from typing import Any
 from toggle_edge.errors import ExportError
 from toggle_edge.export.executorch.overlay import overlay
 from toggle_edge.export.executorch.runner import COMPILERS, compiler_for, runner
+from toggle_edge.fleet.namespaces import EMULATOR, PROCESSOR
 
-EMULATOR = "qemu-aarch64-static"
 SYSROOT = Path("/usr/aarch64-linux-gnu")
 
 
@@ -45,8 +45,8 @@ def answers(machine: str, artifact: Path, *requests: str, threads: object = 1) -
     if machine != platform.machine():
         command.insert(0, EMULATOR)
         environment.setdefault("QEMU_LD_PREFIX", str(SYSROOT))
-        # A Raspberry Pi 5's. With all that qemu 7.2 emulates, SVE and SME too, XNNPACK's int8 kernels go wrong.
-        environment.setdefault("QEMU_CPU", "cortex-a76")
+        # With all that qemu 7.2 emulates, SVE and SME too, XNNPACK's int8 kernels go wrong.
+        environment.setdefault("QEMU_CPU", PROCESSOR)
     done = subprocess.run(
         command,
         input="".join(line + "\n" for line in requests),

@@ -12,6 +12,9 @@ from toggle_runtime.supervise import Event, WorkerError, run_worker
 
 Result = TypeVar("Result")
 
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "QEMU_CPU")
+"""Variables that a worker inherits; the last, so that it runs on the processor that its agent is emulated on."""
+
 
 @dataclass(frozen=True)
 class Workplace:
@@ -64,5 +67,5 @@ def ask_worker(
 
 
 def _environment(threads: int) -> Dict[str, str]:
-    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
+    kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
     return dict(kept, ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS=str(threads))

@@ -120,13 +120,18 @@ class TestRun:
         steps = ["lease", "verified", "materialised", *["spawn", "exit"] * processes, "record", "fetched"]
         assert journal(device, record.run_id) == steps
 
-    def test_the_worker_gets_a_small_environment_and_the_artifact(self, go: Callable[..., RunRecord]) -> None:
+    def test_the_worker_gets_a_small_environment_and_the_artifact(
+        self, go: Callable[..., RunRecord], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("QEMU_CPU", "cortex-a76")
         environment = go(plan=only("verify")).environment
         assert environment["artifact"] == "fp16 "
         assert (environment["OMP_NUM_THREADS"], environment["telemetry"]) == ("1", "1")
-        known = {"PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "ORT_DISABLE_TELEMETRY"}
+        known = {"PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "QEMU_CPU"}
+        found = set(environment["extra"].split())
         # LC_CTYPE is Python's own doing in the C locale.
-        assert set(environment["extra"].split()) <= known | {"LC_CTYPE"}
+        assert found <= known | {"LC_CTYPE"}
+        assert "QEMU_CPU" in found
 
     @pytest.mark.skipif(HAS_METER, reason="this machine has a readable energy meter")
     def test_energy_without_a_meter_says_why_and_spawns_nothing(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from toggle_edge.cache import cache_folder, locked
 from toggle_edge.errors import FleetError
-from toggle_edge.fleet.namespaces import Enclosure, Mount
+from toggle_edge.fleet.namespaces import PROCESSOR, Enclosure, Mount
 from toggle_edge.fleet.sshd import Surroundings
 
 RELEASES = ("bullseye", "bookworm")
@@ -52,6 +52,7 @@ CPU part\t: 0xd42
 CPU revision\t: 1
 
 """
+_VARIABLES = {"QEMU_CPU": PROCESSOR}
 
 
 def userland(release: str, cache: Path | None = None) -> Path:
@@ -110,7 +111,8 @@ def board(folder: Path, release: str, name: str = "board") -> Surroundings:
         python="/usr/bin/python3",
         keys="/etc/ssh",
         server="/usr/sbin/sshd",
-        enclosure=Enclosure(name, mounts, str(root), foreign=True),
+        enclosure=Enclosure(name, mounts, str(root), foreign=True, environment=_VARIABLES),
+        variables=_VARIABLES,
     )
 
 
