@@ -1,6 +1,6 @@
 """How often the intervals of quantiles contain the truth, on clustered samples whose truth is known.
 
-`OMP_NUM_THREADS=1 python benchmarks/intervals.py`. A repetition is a run: restarts of 3 generations of
+`OMP_NUM_THREADS=1 python benchmarks/intervals.py`. A repetition is a run: restarts of 2 generations of
 47 tokens. Times of tokens are skewed (gamma), bimodal (some tokens take 1.4 times as long), or drift along a restart
 while they depend on the token before (AR(1)); restarts and generations differ a little or a lot. The truth is the
 quantile of all tokens of 8,000 restarts. Where a method says that it has no interval, that is counted apart: it is
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 Random = np.random.Generator
 Ends = tuple[float, float] | None
 
-GENERATIONS, TOKENS = 3, 47
+GENERATIONS, TOKENS = 2, 47
 RESTARTS = (8, 10, 20, 40)
 QUANTILES = (0.5, 0.95)
 COVERED, WRONG, NOTED = (0.93, 0.98), 0.07, 0.2

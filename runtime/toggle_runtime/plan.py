@@ -33,9 +33,9 @@ class Plan:
     `pin_clocks` holds the clocks at their highest meanwhile."""
 
     passes: List[str]
-    restarts: int = 10
-    generations: int = 3
-    warmups: int = 2
+    restarts: int = 20
+    generations: int = 2
+    warmups: int = 1
     tokens: int = 48
     threads: int = 1
     pass_timeout_s: float = 300.0

@@ -14,6 +14,7 @@ from scipy import stats
 
 from toggle_edge.statistics import (
     MIN_CLUSTERS,
+    MIN_TAIL_CLUSTERS,
     cluster_bootstrap_interval,
     cluster_quantile_interval,
     order_statistic_interval,
@@ -22,7 +23,7 @@ from toggle_edge.statistics import (
 ROOT = Path(__file__).parents[2]
 
 
-def clusters_of(seed: int, count: int = 12, size: int = 60, spread: float = 0.02) -> list[list[float]]:
+def clusters_of(seed: int, count: int = 24, size: int = 60, spread: float = 0.02) -> list[list[float]]:
     random = np.random.default_rng(seed)
     return [random.lognormal(level, 0.05, size).tolist() for level in random.normal(0.0, spread, count)]
 
@@ -56,7 +57,7 @@ def test_the_order_of_restarts_and_of_their_tokens_does_not_matter(seed: int, ra
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_low_quantile_is_the_mirror_image_of_a_high_one(seed: int) -> None:
-    # 720 values: 0.05 and 0.95 of them are whole numbers, so a rank and its mirror image lie one apart at most.
+    # 1,440 values: 0.05 and 0.95 of them are whole numbers, so a rank and its mirror image lie one apart at most.
     clusters = [np.array(each) for each in clusters_of(seed, spread=0.005)]
     low = cluster_quantile_interval([-each for each in clusters], 0.05).ends
     high = cluster_quantile_interval(clusters, 0.95).ends
@@ -64,7 +65,7 @@ def test_a_low_quantile_is_the_mirror_image_of_a_high_one(seed: int) -> None:
     assert high is not None
     ordered = np.sort(np.concatenate(clusters)).tolist()
     places = [ordered.index(end) for end in (-low[1], -low[0])]
-    assert places == pytest.approx([ordered.index(end) for end in high], abs=20)
+    assert places == pytest.approx([ordered.index(end) for end in high], abs=30)
 
 
 def test_where_clusters_are_alike_it_is_close_to_the_interval_of_independent_samples() -> None:
@@ -94,8 +95,10 @@ def test_an_interval_is_wider_where_clusters_differ() -> None:
         ([[1.0, 2.0, 3.0]] * (MIN_CLUSTERS - 1), 0.5, "needs at least 8 restarts, has 7"),
         ([[float(i) for i in range(7)]] * 10, 0.95, "needs n >= 72, has 70"),
         ([[float(i) for i in range(36)]] * 10, 0.99, "needs n >= 368, has 360"),
-        # All that is slow is in one restart: 1,000 tokens tell as much of p95 as ten.
-        ([[1.0] * 100] * 9 + [[2.0] * 100], 0.95, "restarts may differ so much"),
+        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.95, "needs at least 20 restarts, has 19"),
+        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.2, "needs at least 20 restarts, has 19"),
+        # All that is slow is in two restarts: 2,000 tokens tell as much of p95 as twenty.
+        ([[1.0] * 100] * 18 + [[2.0] * 100] * 2, 0.95, "restarts may differ so much"),
     ],
 )
 def test_where_too_little_is_known_there_is_no_interval_and_a_reason(
@@ -119,19 +122,19 @@ def test_what_is_not_a_number_is_refused(method: object) -> None:
 
 
 def test_whether_there_is_an_interval_is_not_decided_by_luck_in_the_tail() -> None:
-    # The slowest tenth is the same everywhere, the rest lies elsewhere in each restart: restarts differ, so that ten
-    # alike tails may be chance.
+    # The slowest tenth is the same everywhere, the rest lies elsewhere in each restart: restarts differ, so that
+    # twenty alike tails may be chance.
     rest, tail = np.linspace(0.0, 1.0, 90), np.linspace(50.0, 51.0, 10)
-    differing = [np.concatenate([rest + restart, tail]) for restart in range(10)]
+    differing = [np.concatenate([rest + restart, tail]) for restart in range(20)]
     assert "may differ so much" in str(cluster_quantile_interval(differing, 0.95).reason)
     assert cluster_quantile_interval(differing, 0.5).ends is not None
-    alike = [np.concatenate([rest, tail])] * 10
+    alike = [np.concatenate([rest, tail])] * 20
     assert cluster_quantile_interval(alike, 0.95).ends is not None
 
 
 def test_what_clusters_are_worth_is_that_of_gaussian_ones_as_correlated_as_these_may_be() -> None:
     random = np.random.default_rng(11)
-    clusters = [level + random.normal(0.0, 1.0, 20 + 5 * size) for size, level in enumerate(range(10))]
+    clusters = [level + random.normal(0.0, 1.0, 20 + 5 * size) for size, level in enumerate(range(20))]
     sizes = np.array([len(each) for each in clusters])
     pooled = np.concatenate(clusters)
     total, count = len(pooled), len(clusters)
@@ -170,18 +173,28 @@ def test_values_that_are_restarts_of_their_own_have_the_interval_of_independent_
 
 @pytest.mark.parametrize(
     "name",
-    ["independent", "skewed", "bimodal", "drifting", "three kinds, alike", "heavy tails", "stalls"],
+    [
+        "independent",
+        "skewed",
+        "bimodal",
+        "bimodal, restarts differ",
+        "drifting",
+        "drifting, restarts differ",
+        "three kinds, alike",
+        "heavy tails",
+        "stalls",
+    ],
 )
 @pytest.mark.parametrize("quantile", [0.5, 0.95])
-def test_ten_restarts_hold_the_truth_in_about_95_of_100(
+def test_twenty_restarts_hold_the_truth_in_about_95_of_100(
     name: str, quantile: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import intervals  # type: ignore[import-not-found]
 
     (population,) = (each for each in intervals.POPULATIONS if each.name == name)
-    found = intervals.count(population, 10, quantile, 300, intervals.ours, seed=5)
-    assert found.claimed >= 0.85 * found.runs
+    found = intervals.count(population, 20, quantile, 300, intervals.ours, seed=5)
+    assert found.claimed >= 0.95 * found.runs
     # The band of the full benchmark, 93 to 98 %, with two standard errors of 300 repetitions.
     assert 0.905 <= found.covered <= 0.996
 
@@ -193,7 +206,7 @@ def test_where_restarts_decide_the_quantile_it_is_rarely_claimed_and_rarely_wron
     import intervals  # type: ignore[import-not-found]
 
     (population,) = (each for each in intervals.POPULATIONS if each.name == "two kinds of restart")
-    found = intervals.count(population, 10, 0.95, 200, intervals.ours)
+    found = intervals.count(population, 20, 0.95, 200, intervals.ours)
     assert found.claimed <= 0.2 * found.runs
     assert found.claimed - found.right <= 0.07 * found.runs
 
@@ -232,14 +245,14 @@ def test_clusters_are_drawn_whole_and_a_seed_fixes_the_interval() -> None:
 
 
 def test_a_coarse_clock_is_no_difference_between_restarts() -> None:
-    values = np.random.default_rng(8).gamma(4.0, 1.0, (12, 200))
+    values = np.random.default_rng(8).gamma(4.0, 1.0, (24, 200))
     for quantile in (0.5, 0.95):
         fine = cluster_quantile_interval(list(values), quantile).ends
         coarse = cluster_quantile_interval(list(np.ceil(values)), quantile).ends
         assert fine is not None
         assert coarse is not None
         assert coarse == pytest.approx(fine, abs=1.0)
-    assert cluster_quantile_interval([[1.0, 2.0] * 50] * 10, 0.95).ends == (2.0, 2.0)
+    assert cluster_quantile_interval([[1.0, 2.0] * 50] * 20, 0.95).ends == (2.0, 2.0)
 
 
 def test_an_interval_of_a_long_run_takes_less_than_two_seconds() -> None:
