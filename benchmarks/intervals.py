@@ -30,7 +30,7 @@ Random = np.random.Generator
 Ends = tuple[float, float] | None
 
 GENERATIONS, TOKENS = 2, 47
-RESTARTS = (8, 10, 20, 40)
+RESTARTS = (8, 10, 24, 40)
 QUANTILES = (0.5, 0.95)
 COVERED, WRONG, NOTED = (0.93, 0.98), 0.07, 0.2
 

@@ -20,6 +20,9 @@ PASS_NAMES = ("parity", "verify", "capacity", "cold", "latency", "sustained", "m
 ONLY_IF_ASKED = frozenset({"sustained"})
 """Passes that take long, and that no plan has by itself."""
 
+CONTEXT_RESTARTS = 10
+"""Restarts that go on with long prompts. Of these only medians are told, which takes 8; tails take more restarts."""
+
 LOADED = "loaded"
 """The step that the worker reports when its model is warm: the energy window opens there."""
 
@@ -28,12 +31,13 @@ LOADED = "loaded"
 class Plan:
     """What to measure. `restarts` is the number of fresh processes of the latency pass, `colds` of the cold one; times
     in seconds. Many restarts of few generations say more than the reverse: what differs between processes is not seen
-    within one. `contexts` are lengths of prompts in tokens; those without room in the model's context are left out.
+    within one. `contexts` are lengths of prompts in tokens, for the first CONTEXT_RESTARTS; those without room in the
+    model's context are left out.
     `meter` is the external one that the device file names, None for what the device has itself;
     `pin_clocks` holds the clocks at their highest meanwhile."""
 
     passes: List[str]
-    restarts: int = 20
+    restarts: int = 24
     generations: int = 2
     warmups: int = 1
     tokens: int = 48

@@ -17,6 +17,7 @@ from toggle_runtime.facts import cpu_model
 from toggle_runtime.meters.sampling import Recording, Sampler
 from toggle_runtime.pinning import pinned
 from toggle_runtime.plan import (
+    CONTEXT_RESTARTS,
     LOADED,
     CapacityResult,
     ColdResult,
@@ -203,7 +204,8 @@ def _verify(run: Run, manifest: Manifest) -> None:
 def _latency(run: Run, manifest: Manifest) -> None:
     for restart in range(run.plan.restarts):
         run.wire.progress(step="restart", done=restart, of=run.plan.restarts, **{"pass": "latency"})
-        result = run.worker("latency", manifest, LatencyResult, contexts=run.plan.contexts)
+        contexts = run.plan.contexts if restart < CONTEXT_RESTARTS else []
+        result = run.worker("latency", manifest, LatencyResult, contexts=contexts)
         run.collected.latency.append(result.sample)
 
 

@@ -25,7 +25,7 @@ def generation(scale: float, *, warmup: bool = False, tokens: tuple[float, ...] 
 
 
 def restarts(
-    count: int = 20, generations: int = 2, tokens: tuple[float, ...] = TOKENS
+    count: int = 24, generations: int = 2, tokens: tuple[float, ...] = TOKENS
 ) -> list[LatencySample]:
     return [
         LatencySample(
@@ -45,7 +45,7 @@ def record(**fields: object) -> RunRecord:
 
 def test_warmups_do_not_count_and_units_are_converted_once() -> None:
     result = latencies(record())
-    every = np.concatenate([np.array(TOKENS) * (1 + 0.01 * i) for i in range(2)] * 20)
+    every = np.concatenate([np.array(TOKENS) * (1 + 0.01 * i) for i in range(2)] * 24)
     assert result["decode_ms_p50"].value == pytest.approx(np.median(every), rel=1e-5)
     assert result["decode_ms_p95"].value == pytest.approx(np.quantile(every, 0.95), rel=1e-5)
     assert result["ttft_ms"].value == pytest.approx(5 * 1.005, rel=1e-5)
@@ -62,12 +62,12 @@ def test_intervals_hold_the_value_and_count_generations_not_tokens() -> None:
     result = latencies(record())
     for name in ("decode_ms_p50", "decode_ms_p95", "ttft_ms", "decode_tokens_per_s", "prefill_tokens_per_s"):
         measurement = result[name]
-        assert measurement.n == 40, name
+        assert measurement.n == 48, name
         assert measurement.ci95 is not None, name
         assert measurement.value is not None, name
         assert measurement.ci95[0] <= measurement.value <= measurement.ci95[1], name
         assert measurement.reason is None, name
-    assert (result["load_ms"].n, result["load_ms"].ci95 is not None) == (20, True)
+    assert (result["load_ms"].n, result["load_ms"].ci95 is not None) == (24, True)
 
 
 def test_few_restarts_give_a_value_and_say_what_an_interval_takes() -> None:
@@ -84,14 +84,14 @@ def test_ten_restarts_have_an_interval_of_the_median_but_not_of_the_tail() -> No
     assert result["decode_ms_p50"].ci95 is not None
     tail = result["decode_ms_p95"]
     assert (tail.value, tail.ci95) == (pytest.approx(10.2), None)
-    assert tail.reason == "no interval: needs at least 20 restarts, has 10"
+    assert tail.reason == "no interval: needs at least 24 restarts, has 10"
 
 
 def test_a_tail_of_too_few_tokens_is_no_value() -> None:
     result = latencies(record())
     assert (result["decode_ms_p99"].value, result["decode_ms_p99"].reason) == (
         None,
-        "needs n >= 368, has 160",
+        "needs n >= 368, has 192",
     )
     enough = latencies(record(latency=restarts(tokens=TOKENS * 4)))
     assert enough["decode_ms_p99"].value == pytest.approx(10.1)

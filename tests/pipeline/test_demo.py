@@ -111,7 +111,7 @@ def test_every_measured_entry_is_a_measurement_with_its_pedigree(result: dict[st
             low, high = entry["measured"][name]["ci95"]
             assert low <= entry["measured"][name]["value"] <= high
         tail = entry["measured"]["decode_ms_p95"]
-        assert (tail["ci95"], tail["reason"]) == (None, "no interval: needs at least 20 restarts, has 10")
+        assert (tail["ci95"], tail["reason"]) == (None, "no interval: needs at least 24 restarts, has 10")
 
 
 def test_every_verdict_names_its_place_and_what_the_host_said(result: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ from scripted_workers import (
 )
 from toggle_runtime import PROTOCOL_VERSION, blobs
 from toggle_runtime.meters import open_energy
-from toggle_runtime.plan import Plan
+from toggle_runtime.plan import CONTEXT_RESTARTS, Plan
 from toggle_runtime.records import Blob, MemorySample, RunRecord, from_json
 from toggle_runtime.tree import Tree
 
@@ -132,6 +132,14 @@ class TestRun:
         # LC_CTYPE is Python's own doing in the C locale.
         assert found <= known | {"LC_CTYPE"}
         assert "QEMU_CPU" in found
+
+    def test_long_prompts_are_for_the_first_restarts_only(self, go: Callable[..., RunRecord]) -> None:
+        worker = HONEST.replace(
+            '"load_ns": 7, "generations"', '"load_ns": len(request.get("contexts", [])), "generations"'
+        )
+        plan = dataclasses.replace(only("latency"), restarts=CONTEXT_RESTARTS + 2, contexts=[20, 30])
+        found = [sample.load_ns for sample in go(worker, plan).latency]
+        assert found == [2] * CONTEXT_RESTARTS + [0, 0]
 
     @pytest.mark.skipif(HAS_METER, reason="this machine has a readable energy meter")
     def test_energy_without_a_meter_says_why_and_spawns_nothing(

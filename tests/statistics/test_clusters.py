@@ -95,10 +95,10 @@ def test_an_interval_is_wider_where_clusters_differ() -> None:
         ([[1.0, 2.0, 3.0]] * (MIN_CLUSTERS - 1), 0.5, "needs at least 8 restarts, has 7"),
         ([[float(i) for i in range(7)]] * 10, 0.95, "needs n >= 72, has 70"),
         ([[float(i) for i in range(36)]] * 10, 0.99, "needs n >= 368, has 360"),
-        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.95, "needs at least 20 restarts, has 19"),
-        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.2, "needs at least 20 restarts, has 19"),
-        # All that is slow is in two restarts: 2,000 tokens tell as much of p95 as twenty.
-        ([[1.0] * 100] * 18 + [[2.0] * 100] * 2, 0.95, "restarts may differ so much"),
+        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.95, "needs at least 24 restarts, has 23"),
+        ([[1.0, 2.0] * 50] * (MIN_TAIL_CLUSTERS - 1), 0.2, "needs at least 24 restarts, has 23"),
+        # All that is slow is in two restarts: 2,400 tokens tell as much of p95 as 24.
+        ([[1.0] * 100] * 22 + [[2.0] * 100] * 2, 0.95, "restarts may differ so much"),
     ],
 )
 def test_where_too_little_is_known_there_is_no_interval_and_a_reason(
@@ -123,18 +123,18 @@ def test_what_is_not_a_number_is_refused(method: object) -> None:
 
 def test_whether_there_is_an_interval_is_not_decided_by_luck_in_the_tail() -> None:
     # The slowest tenth is the same everywhere, the rest lies elsewhere in each restart: restarts differ, so that
-    # twenty alike tails may be chance.
+    # two dozen alike tails may be chance.
     rest, tail = np.linspace(0.0, 1.0, 90), np.linspace(50.0, 51.0, 10)
-    differing = [np.concatenate([rest + restart, tail]) for restart in range(20)]
+    differing = [np.concatenate([rest + restart, tail]) for restart in range(24)]
     assert "may differ so much" in str(cluster_quantile_interval(differing, 0.95).reason)
     assert cluster_quantile_interval(differing, 0.5).ends is not None
-    alike = [np.concatenate([rest, tail])] * 20
+    alike = [np.concatenate([rest, tail])] * 24
     assert cluster_quantile_interval(alike, 0.95).ends is not None
 
 
 def test_what_clusters_are_worth_is_that_of_gaussian_ones_as_correlated_as_these_may_be() -> None:
     random = np.random.default_rng(11)
-    clusters = [level + random.normal(0.0, 1.0, 20 + 5 * size) for size, level in enumerate(range(20))]
+    clusters = [level + random.normal(0.0, 1.0, 20 + 5 * size) for size, level in enumerate(range(24))]
     sizes = np.array([len(each) for each in clusters])
     pooled = np.concatenate(clusters)
     total, count = len(pooled), len(clusters)
@@ -186,14 +186,14 @@ def test_values_that_are_restarts_of_their_own_have_the_interval_of_independent_
     ],
 )
 @pytest.mark.parametrize("quantile", [0.5, 0.95])
-def test_twenty_restarts_hold_the_truth_in_about_95_of_100(
+def test_two_dozen_restarts_hold_the_truth_in_about_95_of_100(
     name: str, quantile: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import intervals  # type: ignore[import-not-found]
 
     (population,) = (each for each in intervals.POPULATIONS if each.name == name)
-    found = intervals.count(population, 20, quantile, 300, intervals.ours, seed=5)
+    found = intervals.count(population, 24, quantile, 300, intervals.ours, seed=5)
     assert found.claimed >= 0.95 * found.runs
     # The band of the full benchmark, 93 to 98 %, with two standard errors of 300 repetitions.
     assert 0.905 <= found.covered <= 0.996
@@ -206,7 +206,7 @@ def test_where_restarts_decide_the_quantile_it_is_rarely_claimed_and_rarely_wron
     import intervals  # type: ignore[import-not-found]
 
     (population,) = (each for each in intervals.POPULATIONS if each.name == "two kinds of restart")
-    found = intervals.count(population, 20, 0.95, 200, intervals.ours)
+    found = intervals.count(population, 24, 0.95, 200, intervals.ours)
     assert found.claimed <= 0.2 * found.runs
     assert found.claimed - found.right <= 0.07 * found.runs
 
@@ -252,7 +252,7 @@ def test_a_coarse_clock_is_no_difference_between_restarts() -> None:
         assert fine is not None
         assert coarse is not None
         assert coarse == pytest.approx(fine, abs=1.0)
-    assert cluster_quantile_interval([[1.0, 2.0] * 50] * 20, 0.95).ends == (2.0, 2.0)
+    assert cluster_quantile_interval([[1.0, 2.0] * 50] * 24, 0.95).ends == (2.0, 2.0)
 
 
 def test_an_interval_of_a_long_run_takes_less_than_two_seconds() -> None:
