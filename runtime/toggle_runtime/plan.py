@@ -21,7 +21,7 @@ ONLY_IF_ASKED = frozenset({"sustained"})
 """Passes that take long, and that no plan has by itself."""
 
 CONTEXT_RESTARTS = 10
-"""Restarts that go on with long prompts. Of these only medians are told, which takes 8; tails take more restarts."""
+"""Restarts that go on with long prompts, which take longest. No tail of these is told, so they need no more."""
 
 LOADED = "loaded"
 """The step that the worker reports when its model is warm: the energy window opens there."""

@@ -15,7 +15,7 @@ from travels import MODEL, Journey, deployed_and_validated, exported, registered
 from toggle_edge.errors import FleetError
 from toggle_edge.fleet import ssh, ssh_links, ssh_login
 from toggle_edge.fleet.environment import PINS, worker_wheels
-from toggle_edge.fleet.namespaces import why_not_foreign
+from toggle_edge.fleet.namespaces import EMULATOR, why_not_foreign
 from toggle_edge.fleet.sshd import LoopbackSshd
 from toggle_edge.fleet.userlands import RELEASES, board, userland
 from toggle_edge.model.load import load_model
@@ -120,6 +120,14 @@ def test_the_engine_that_was_chosen_is_the_one_that_ran(
     # What `/proc` tells there is the emulator's, however ARM the board looks.
     assert all(each.others_share is None for each in record.passes)
     assert all(any(why.startswith("emulated: ") for why in each.unknown) for each in record.passes)
+
+
+def test_boards_need_an_emulator_of_their_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    older = tmp_path / EMULATOR
+    older.write_text("#!/bin/sh\necho '  cortex-a53'\n")
+    older.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "knows no cortex-a76: install qemu-user-static 7.1 or later" in str(why_not_foreign())
 
 
 def test_boards_need_an_emulator(monkeypatch: pytest.MonkeyPatch) -> None:

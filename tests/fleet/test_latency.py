@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toggle_runtime.plan import CONTEXT_RESTARTS, Plan
 from toggle_runtime.records import (
     ColdLoad,
     Generation,
@@ -16,6 +17,7 @@ from toggle_runtime.records import (
 )
 
 from toggle_edge.fleet.latency import latencies
+from toggle_edge.statistics import MIN_CLUSTERS, MIN_TAIL_CLUSTERS
 
 TOKENS = (1.0, 2.0, 3.0, 10.0)
 
@@ -85,6 +87,11 @@ def test_ten_restarts_have_an_interval_of_the_median_but_not_of_the_tail() -> No
     tail = result["decode_ms_p95"]
     assert (tail.value, tail.ci95) == (pytest.approx(10.2), None)
     assert tail.reason == "no interval: needs at least 24 restarts, has 10"
+
+
+def test_a_run_has_as_many_restarts_as_its_intervals_take() -> None:
+    assert Plan(["latency"]).restarts >= MIN_TAIL_CLUSTERS
+    assert CONTEXT_RESTARTS >= MIN_CLUSTERS
 
 
 def test_a_tail_of_too_few_tokens_is_no_value() -> None:

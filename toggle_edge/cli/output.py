@@ -62,7 +62,8 @@ Restarts = Annotated[
     int | None,
     typer.Option(
         "--restarts",
-        help="Processes to time. Default: 24; with fewer p95 and p99 have no interval, with fewer than 8 no time has.",
+        help="Processes to time. Default: 24; with fewer p95 and p99 have no interval, with fewer than 8 no time of a "
+        "generation has.",
     ),
 ]
 
