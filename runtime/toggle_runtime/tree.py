@@ -3,10 +3,15 @@
 Everything that reads hardware is given a tree, so that a simulated board is the same code on other files.
 """
 
+import os
+import threading
+import weakref
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 DEVICE_TREE = "proc/device-tree/compatible"
+PAGE_BYTES = 4096
+"""A file of sysfs that shows one value is never longer."""
 
 
 class Tree:
@@ -14,10 +19,31 @@ class Tree:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
+        self._kept: Dict[str, int] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._kept)
 
     def text(self, path: str) -> str:
         """The whole file, stripped. Raises OSError; bytes that are not UTF-8 are replaced."""
         return (self._root / path).read_bytes().decode("utf-8", "replace").strip()
+
+    def reread(self, path: str) -> str:
+        """As `text`, the first 4096 bytes, for files that are read many times a second: opened once and read in place,
+        since opening costs more than reading, and what a meter takes is taken from what it measures.
+
+        Reading sysfs from its beginning asks the driver again (Documentation/filesystems/sysfs.rst). A file that fails
+        is opened anew by the next read: its driver may have gone and come back.
+        """
+        with self._lock:
+            descriptor = self._kept.get(path)
+            if descriptor is None:
+                descriptor = self._kept[path] = os.open(str(self._root / path), os.O_RDONLY)
+            try:
+                return os.pread(descriptor, PAGE_BYTES, 0).decode("utf-8", "replace").strip()
+            except OSError as exc:
+                os.close(self._kept.pop(path))
+                exc.filename = str(self._root / path)
+                raise
 
     def head(self, path: str, size: int) -> bytes:
         """At most the first `size` bytes. Empty when it cannot be read."""
@@ -39,9 +65,10 @@ class Tree:
         with (self._root / path).open("r+b", buffering=0) as stream:
             stream.write(text.encode("ascii"))
 
-    def integer(self, path: str) -> int:
-        """Raises OSError, or ValueError naming the file when it does not hold an integer."""
-        text = self.text(path)
+    def integer(self, path: str, again: bool = False) -> int:
+        """`again` where it is read many times a second (`reread`). Raises OSError, or ValueError naming the file when
+        it does not hold an integer."""
+        text = self.reread(path) if again else self.text(path)
         try:
             return int(text)
         except ValueError:
@@ -57,3 +84,8 @@ class Tree:
     def compatible(self) -> List[str]:
         """What the device tree says the board is compatible with, the most specific first; empty without one."""
         return [each for each in (self.known(DEVICE_TREE) or "").split("\0") if each]
+
+
+def _close(kept: Dict[str, int]) -> None:
+    for descriptor in kept.values():
+        os.close(descriptor)

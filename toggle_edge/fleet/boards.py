@@ -103,6 +103,9 @@ class SimulatedTree(Tree):
                 text = fault.what(path, text)
         return text.strip()
 
+    def reread(self, path: str) -> str:
+        return self.text(path)
+
     def head(self, path: str, size: int) -> bytes:
         return b""
 

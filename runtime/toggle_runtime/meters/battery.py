@@ -123,15 +123,15 @@ def _cell(tree: Tree, folder: str) -> Cell:
 
 
 def _values(tree: Tree, cell: Cell) -> Tuple[float, float, float]:
-    status = tree.text(f"{cell.folder}/status")
+    status = tree.reread(f"{cell.folder}/status")
     if status != "Discharging":
         raise UnavailableError(f"the battery's status is {status!r}: it is measured only while it discharges")
-    volts_uv = tree.integer(f"{cell.folder}/voltage_now")
+    volts_uv = tree.integer(f"{cell.folder}/voltage_now", again=True)
     if not 1e6 <= volts_uv <= 1e8:
         raise ValueError(f"/{cell.folder}/voltage_now: expected 1 to 100 V in microvolts, got {volts_uv}")
     if cell.power is not None:
-        power_mw = tree.integer(cell.power) / 1000
+        power_mw = tree.integer(cell.power, again=True) / 1000
     else:
-        power_mw = tree.integer(f"{cell.folder}/current_now") * volts_uv / 1e9
+        power_mw = tree.integer(f"{cell.folder}/current_now", again=True) * volts_uv / 1e9
     unit_mwh = 1e-3 if cell.left_is_energy else volts_uv / 1e9
-    return power_mw, float(tree.integer(cell.left)), unit_mwh * _HOURS_MJ
+    return power_mw, float(tree.integer(cell.left, again=True)), unit_mwh * _HOURS_MJ

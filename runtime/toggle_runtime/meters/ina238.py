@@ -25,7 +25,7 @@ def open_meter(tree: Tree) -> Meter:
 
     def read() -> Taken:
         try:
-            power_mw = tree.integer(path) / 1000
+            power_mw = tree.integer(path, again=True) / 1000
         except PermissionError as exc:
             raise denied(path, "sudo chmod a+r on it, until the next boot") from exc
         if power_mw < 0:

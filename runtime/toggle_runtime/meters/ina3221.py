@@ -134,7 +134,8 @@ def _read(tree: Tree, rails: Sequence[Rail]) -> List[Tuple[float, float]]:
     read = []
     for rail in rails:
         try:
-            volts, amperes = float(tree.integer(rail.volts)), float(tree.integer(rail.amperes))
+            volts = float(tree.integer(rail.volts, again=True))
+            amperes = float(tree.integer(rail.amperes, again=True))
         except PermissionError as exc:
             raise denied(rail.amperes, "sudo usermod -aG i2c $USER, then log in again") from exc
         if amperes < 0:

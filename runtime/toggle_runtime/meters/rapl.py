@@ -40,7 +40,7 @@ def open_meter(tree: Tree) -> Meter:
 
     def read() -> Taken:
         try:
-            return Taken(tuple(float(tree.integer(path)) for path in paths))
+            return Taken(tuple(float(tree.integer(path, again=True)) for path in paths))
         except PermissionError as exc:
             raise denied(paths[0], _FIX) from exc
 
