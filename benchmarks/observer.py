@@ -3,8 +3,8 @@
 `OMP_NUM_THREADS=1 python benchmarks/observer.py`. The files of simulated boards (an Orin NX's rails, a Thor's, a
 laptop's RAPL zones and battery) lie in a folder, so every meter of the registry that reads files is open at once, more
 than any device has, each sampled at its own rate as the agent does it. The model decodes in another process, on the
-same core if only one is allowed. A pair is a block of generations with the meters on and one without, in an order drawn
-for it. What is not in it: the time that a real sensor's bus takes. Ends with 1 where the interval of the change of
+same core if only one is allowed. A pair is a generation with the meters on and one without, in an order drawn for it;
+short, since a host's speed drifts: two generations in a row differ less than two blocks of four. What is not in it: the time that a real sensor's bus takes. Ends with 1 where the interval of the change of
 tokens/s begins below -2 %.
 """
 
@@ -31,7 +31,7 @@ from toggle_edge.fleet.boards import PowerCurve
 from toggle_edge.statistics import compare_pairs
 
 LEAST = -0.02
-TOKENS, GENERATIONS = 65, 4
+TOKENS = 65
 
 
 def boards(folder: Path) -> None:
@@ -58,7 +58,7 @@ def opened(folder: Path) -> list[Meter]:
 
 
 class Decoder:
-    """A process that decodes a block when it is asked to."""
+    """A process that decodes a generation when it is asked to."""
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
@@ -81,18 +81,14 @@ class Decoder:
 
 
 def decode(folder: Path) -> None:
-    """Serve blocks: seconds that a token took, all tokens after each first together."""
+    """Serve generations: seconds that a token took, all after the first together."""
     from bare_loop import prompt_of, shape_of
     from toggle_runtime.backends import onnx
 
     shape = shape_of(folder)
     model = onnx.open_model(folder, shape, onnx.GRAPH, 1)
     for _ in sys.stdin:
-        tokens = [
-            each
-            for _ in range(GENERATIONS)
-            for each in onnx.generate(model, prompt_of(shape), TOKENS).token_ns
-        ]
+        tokens = onnx.generate(model, prompt_of(shape), TOKENS).token_ns
         print(sum(tokens) / len(tokens) / 1e9, flush=True)
 
 
@@ -146,7 +142,7 @@ def main() -> int:
     )
     parser.add_argument("action", nargs="?", choices=("compare", "decode"), default="compare")
     parser.add_argument("--folder", type=Path, help="an artifact with shape.json beside it")
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=600)
     arguments = parser.parse_args()
     if arguments.action == "decode":
         decode(arguments.folder)

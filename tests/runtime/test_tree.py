@@ -1,6 +1,5 @@
 """Files of the kernel that are read again in place."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from toggle_runtime.tree import Tree
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class TestReread:
