@@ -4,8 +4,8 @@
 laptop's RAPL zones and battery) lie in a folder, so every meter of the registry that reads files is open at once, more
 than any device has, each sampled at its own rate as the agent does it. The model decodes in another process, on the
 same core if only one is allowed. A pair is a generation with the meters on and one without, in an order drawn for it;
-short, since a host's speed drifts: two generations in a row differ less than two blocks of four. What is not in it: the time that a real sensor's bus takes. Ends with 1 where the interval of the change of
-tokens/s begins below -2 %.
+short, since a host's speed drifts: two generations in a row differ less than two blocks of four. What is not in it: the
+time that a real sensor's bus takes. Ends with 1 where the interval of the change of tokens/s begins below -2 %.
 """
 
 from __future__ import annotations

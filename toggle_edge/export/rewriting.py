@@ -12,6 +12,7 @@ from toggle_edge.compress.quantise import CompressedLayer
 from toggle_edge.config import FP16
 from toggle_edge.errors import ExportError
 from toggle_edge.export.attention import move_windows, older_attention, plain_attentions, rotation_outside
+from toggle_edge.export.joining import join_projections
 from toggle_edge.export.kernels import Kernels
 from toggle_edge.export.packing import weight_path
 from toggle_edge.export.plain import Plain, plain_lookup, plain_norms
@@ -73,6 +74,8 @@ def rewritten(
     move_windows(graph, -kernels.beside)
     if skeleton.genai["model"]["decoder"]["head_size"] % ROTATED_STEP:
         rotation_outside(graph)
+    elif kernels.joint:
+        join_projections(graph)
     return model
 
 
