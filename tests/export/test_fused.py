@@ -12,7 +12,7 @@ import pytest
 import torch
 from architectures import CASES, built, saved
 from old_engines import VERSIONS, differences
-from toggle_runtime.backends import onnx as backend
+from signal_parity import assert_same_signals
 
 from toggle_edge.compress.bank import LayerBank
 from toggle_edge.config import Config, Format
@@ -74,15 +74,8 @@ def test_parity_bytes_and_signals(model: LanguageModel, skeleton: Skeleton, tmp_
     assert check_parity(artifact, model.shape, module, TOKENS, prompt_tokens=15) <= TOLERANCE
     assert artifact.artifact_bytes == predicted_bytes(skeleton, model.layers, config)
 
-    opened = backend.open_model(artifact.folder, model.shape, backend.SIGNALS_GRAPH, threads=1)
     batch = np.array([TOKENS, TOKENS[::-1], TOKENS[5:] + TOKENS[:5], TOKENS[9:] + TOKENS[:9]])
-    logits, attention, hidden = backend.outputs(opened, batch, range(model.shape.layers))
-    with torch.inference_mode():
-        expected = module(input_ids=torch.tensor(batch), output_attentions=True, output_hidden_states=True)
-    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=TOLERANCE)
-    np.testing.assert_allclose(attention, torch.stack(expected.attentions, dim=1).numpy(), atol=1e-5)
-    states = torch.stack(expected.hidden_states[1:], dim=1).numpy()
-    np.testing.assert_allclose(hidden, states, atol=TOLERANCE)
+    assert_same_signals(artifact.folder, model.shape, module, batch)
 
 
 @pytest.mark.parametrize("target", sorted(VERSIONS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from architectures import CASES, built, saved
 from old_engines import VERSIONS, differences
+from signal_parity import assert_same_signals
 from toggle_runtime.backends import onnx as backend
 
 from toggle_edge.compress.bank import LayerBank
@@ -53,14 +55,16 @@ def skeleton(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return build_skeleton(model, tmp_path_factory.mktemp("skeletons"))
 
 
-def alike(model: LanguageModel, text: str, structure: Structure | None = None, **others: str) -> Config:
-    """All layers in one format but those whose names end as `others` say."""
+def alike(
+    model: LanguageModel,
+    text: str,
+    structure: Structure | None = None,
+    others: Mapping[str, str] | None = None,
+) -> Config:
+    """All layers in one format but those that `others` name."""
     structure = structure or Structure()
     formats = {layer.name: Format.parse(text) for layer in model.remaining(structure)}
-    for name in formats:
-        for part, other in others.items():
-            if name.endswith(part):
-                formats[name] = Format.parse(other)
+    formats |= {name: Format.parse(other) for name, other in (others or {}).items()}
     return Config.of(formats, structure=structure)
 
 
@@ -84,14 +88,7 @@ def test_parity_bytes_and_signals(
     assert check_parity(artifact, model.shape, module, TOKENS, prompt_tokens=15) <= TOLERANCE
     assert artifact.artifact_bytes == predicted_bytes(skeleton, model.layers, config)
 
-    opened = backend.open_model(artifact.folder, model.shape, backend.SIGNALS_GRAPH, threads=1)
-    logits, attention, hidden = backend.outputs(opened, BATCH, range(model.shape.layers))
-    with torch.inference_mode():
-        expected = module(input_ids=torch.tensor(BATCH), output_attentions=True, output_hidden_states=True)
-    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=TOLERANCE)
-    np.testing.assert_allclose(attention, torch.stack(expected.attentions, dim=1).numpy(), atol=1e-5)
-    states = torch.stack(expected.hidden_states[1:], dim=1).numpy()
-    np.testing.assert_allclose(hidden, states, atol=TOLERANCE)
+    assert_same_signals(artifact.folder, model.shape, module, BATCH)
 
 
 def test_files_of_layers_are_those_of_a_graph_with_three_and_so_is_every_bit_of_the_logits(
@@ -125,7 +122,7 @@ def test_older_onnxruntimes_compute_the_same(
     artifact = export_onnx(
         skeleton, bank.compressed(config), tmp_path / "artifact", accuracy_level=0, target=target
     )
-    assert all(joint(artifact.folder))
+    assert joint(artifact.folder) == [True, True]
     worst = differences(target, artifact.folder, model.shape, bank.assemble(config), BATCH[:2])
     assert max(worst.values()) <= TOLERANCE, worst
 
@@ -133,18 +130,14 @@ def test_older_onnxruntimes_compute_the_same(
 def test_one_layer_in_another_format_leaves_its_block_as_it_is(
     model: LanguageModel, skeleton: Skeleton, tmp_path: Path
 ) -> None:
-    last = next(name for name in model_names(model) if name.endswith("1.self_attn.v_proj"))
+    last = next(layer.name for layer in model.layers if layer.name.endswith("1.self_attn.v_proj"))
     for number, other in enumerate(("int8-g16", "int4-g32", "int4-g16-asym", "fp16")):
-        config, bank = alike(model, "int4-g16", **{last: other}), LayerBank(model)
+        config, bank = alike(model, "int4-g16", others={last: other}), LayerBank(model)
         artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / str(number), accuracy_level=0)
         assert joint(artifact.folder) == [True, False]
         assert (
             check_parity(artifact, model.shape, bank.assemble(config), TOKENS, prompt_tokens=15) <= TOLERANCE
         )
-
-
-def model_names(model: LanguageModel) -> list[str]:
-    return [layer.name for layer in model.layers]
 
 
 def test_what_is_left_of_the_heads_is_joined_too(
@@ -170,7 +163,7 @@ def test_what_lies_between_keeps_three(kind: str, tmp_path: Path) -> None:
     config, bank = alike(model, "int4-g16"), LayerBank(model)
     skeleton = build_skeleton(model, tmp_path / "skeletons")
     artifact = export_onnx(skeleton, bank.compressed(config), tmp_path / "artifact", accuracy_level=0)
-    assert not any(joint(artifact.folder))
+    assert joint(artifact.folder) == [False, False]
     assert check_parity(artifact, model.shape, bank.assemble(config), TOKENS, prompt_tokens=15) <= TOLERANCE
 
 
@@ -180,4 +173,4 @@ def test_a_gpu_s_graph_is_the_builder_s(tmp_path: Path) -> None:
     artifact = export_onnx(
         build_skeleton(model, tmp_path / "skeletons"), layers, tmp_path / "artifact", target="onnx-cuda"
     )
-    assert not any(joint(artifact.folder))
+    assert joint(artifact.folder) == [False, False]
